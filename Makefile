@@ -1,0 +1,52 @@
+# Everything here needs Python 3.11 and make, no more: `.venv` is built from lock files with hashes.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+UV := $(BIN)/uv
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: $(READY) ## Run a shop's jobs on embedded servers, kill a worker, count what happened (ARGS=… go to `worker demo`)
+	$(BIN)/worker demo $(ARGS)
+
+.PHONY: test
+test: $(READY) ## Run every test against embedded PostgreSQL and Valkey (ARGS=… go to pytest)
+	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+.PHONY: dev
+dev: $(READY) ## Run the embedded servers and a worker until Ctrl-C
+	$(BIN)/worker dev $(ARGS)
+
+.PHONY: lint
+lint: $(READY) ## Check style, format, types and import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+.PHONY: lock
+lock: $(UV) ## Write requirements/*.txt anew from pyproject.toml (ARGS=--upgrade for newer versions)
+	$(COMPILE) $(ARGS) requirements/build.in -o requirements/build.txt
+	$(COMPILE) $(ARGS) pyproject.toml --extra fast --extra parquet -o requirements/runtime.txt
+	$(COMPILE) $(ARGS) pyproject.toml requirements/build.in --extra dev \
+		--constraints requirements/runtime.txt --constraints requirements/build.txt -o requirements/dev.txt
+
+$(UV): requirements/build.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=…")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt
+	@touch $@
+
+$(READY): $(UV) requirements/dev.txt pyproject.toml
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,1 @@
+"""Ratchet: a background job worker. A job is one database transaction that moves forward once."""
