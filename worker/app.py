@@ -1,0 +1,43 @@
+"""App: what `worker run` is given. Handlers, schedule, and where the domain keeps its migrations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.handler import AnyHandler, HandlerTable, bind
+from worker.schedule import Cron
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class App:
+    """The whole of an application, checked when it is made."""
+
+    handlers: HandlerTable
+    schedule: tuple[Cron, ...]
+    migrations: tuple[Path, ...]
+    """Folders of Alembic versions that `worker migrate` applies after the runtime's own."""
+    demo: str
+    """`module:function` that `worker demo` calls, or empty."""
+
+    def __init__(
+        self,
+        handlers: Sequence[AnyHandler],
+        schedule: Sequence[Cron] = (),
+        *,
+        migrations: Sequence[Path] = (),
+        demo: str = "",
+    ) -> None:
+        """Raises ValueError for two handlers of one job, two cron entries of one name, or a cron job without a handler."""
+        table = bind(handlers)
+        names = [cron.name for cron in schedule]
+        for cron in schedule:
+            if names.count(cron.name) > 1:
+                raise ValueError(f"Two cron entries are named {cron.name!r}; give one of them a name of its own.")
+            if cron.job.job_name not in table:
+                raise ValueError(
+                    f"The cron entry {cron.name!r} enqueues {cron.job.job_name!r}, which has no handler; add one."
+                )
+        object.__setattr__(self, "handlers", table)
+        object.__setattr__(self, "schedule", tuple(schedule))
+        object.__setattr__(self, "migrations", tuple(migrations))
+        object.__setattr__(self, "demo", demo)

@@ -1,0 +1,69 @@
+"""Whether PostgreSQL can be reached. While it can't, nothing is claimed and nothing counts."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from worker.database import DatabaseAway
+from worker.faults import is_lost_connection
+
+RETRY_FROM_S, RETRY_UP_TO_S = 0.1, 2.0
+
+
+class Availability:
+    """Known to be up, or away and being tried again. Says each change once."""
+
+    def __init__(self, probe: Callable[[], Awaitable[None]]) -> None:
+        """`probe` makes a connection and raises if it can't."""
+        self._probe = probe
+        self._up = asyncio.Event()
+        self._up.set()
+        self._search: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger("worker.availability")
+
+    def is_up(self) -> bool:
+        """Whether PostgreSQL was there when last used."""
+        return self._up.is_set()
+
+    async def check(self) -> bool:
+        """Try now. Starts the search where it fails."""
+        try:
+            await self._probe()
+        except Exception as error:  # noqa: BLE001 - whatever it is, we have no connection
+            self._lost(error)
+            return False
+        return True
+
+    async def wait(self) -> None:
+        """Until PostgreSQL is there."""
+        await self._up.wait()
+
+    def _lost(self, error: Exception) -> None:
+        if self._search is None:
+            self._up.clear()
+            reason = str(error) if isinstance(error, DatabaseAway) else type(error).__name__
+            self._log.warning("database_away", reason=reason, hint="nothing is claimed until it is back")
+            self._search = asyncio.create_task(self._find(), name="availability")
+
+    async def _find(self) -> None:
+        delay = RETRY_FROM_S
+        while True:
+            await asyncio.sleep(delay)
+            try:
+                await self._probe()
+            except Exception as error:  # noqa: BLE001 - see check
+                if not is_lost_connection(error):
+                    self._log.debug("database_probe_failed", error=type(error).__name__)
+                delay = min(RETRY_UP_TO_S, delay * 2)
+                continue
+            break
+        self._log.warning("database_back")
+        self._search = None
+        self._up.set()
+
+    async def close(self) -> None:
+        """End the search, if there is one."""
+        if self._search is not None:
+            self._search.cancel()
+            await asyncio.gather(self._search, return_exceptions=True)

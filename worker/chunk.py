@@ -1,0 +1,53 @@
+"""The two values of a chunked job: where to begin, and how far it came.
+
+The runtime owns the loop, as in Shopify's job-iteration: a chunk function has no loop, no commit and no checkpoint.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from pydantic import JsonValue
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[C]):
+    """What one chunk did. Commits together with the chunk's work."""
+
+    cursor: C | None
+    """Where the next chunk begins. None: nothing is left."""
+    done: int = 0
+    """Rows worked on in this chunk."""
+    total: int | None = None
+    """Rows in all, where it is known; for progress only."""
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Added up over all chunks; their sums are the run's result."""
+    result: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    """Merged into the result beside the counts, such as the path of a file that was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk(Generic[C]):
+    """Where a chunk begins. Read under the run's lock, never from memory."""
+
+    cursor: C | None
+    """The cursor that the last committed chunk gave. None: the first chunk."""
+    size: int
+    """How many rows this chunk should take."""
+    lower: C | None = None
+    upper: C | None = None
+    """The partition's share of the key range, where the job is partitioned: lower < key <= upper."""
+
+    def step(
+        self,
+        cursor: C | None,
+        *,
+        done: int = 0,
+        total: int | None = None,
+        counts: Mapping[str, int] | None = None,
+        result: Mapping[str, JsonValue] | None = None,
+    ) -> Step[C]:
+        """The step that ends this chunk."""
+        return Step(cursor, done, total, counts or {}, result or {})

@@ -1,0 +1,163 @@
+"""The engine, made once at start-up, and what every connection and session of the runtime has in common."""
+
+import asyncio
+import os
+import socket
+from typing import Any, NoReturn
+
+import asyncpg
+from sqlalchemy import Connection, event
+from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session
+
+from worker.errors import SessionMisuse
+
+APPLICATION = "ratchet worker"
+"""How every worker's connection is called in pg_stat_activity; what ends zombies ends nobody else."""
+
+CONNECT_TIMEOUT_S = 10
+LOCK_TIMEOUT_MS = 2_000
+"""How long the runtime's own statements wait for a row."""
+KEEPALIVE_S = 15
+"""After this long without an answer the other side counts as gone (DESIGN §4, Begin)."""
+
+SERVER_SETTINGS = {
+    "lock_timeout": str(LOCK_TIMEOUT_MS),
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "2",
+    "tcp_user_timeout": str(KEEPALIVE_S * 1000),
+}
+
+OWNER = "ratchet_owner_task"
+"""The execution option that names the one task which may use a job's session."""
+
+
+class CommitRefused(asyncpg.InFailedSQLTransactionError):
+    """PostgreSQL answered COMMIT with ROLLBACK."""
+
+
+class DatabaseAway(ConnectionError):
+    """PostgreSQL can't be reached, or doesn't let us in. The text holds no URL."""
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__(
+            f"PostgreSQL can't be used ({type(reason).__name__}: {reason}); check DATABASE_URL and the server."
+        )
+        self.refused = isinstance(
+            reason, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError
+        )
+        """It answered, and said no: waiting won't help."""
+
+
+class ReadingConnection(asyncpg.Connection):
+    """A connection that reads the answer to COMMIT.
+
+    PostgreSQL answers COMMIT of a failed transaction with the tag ROLLBACK and no error, and asyncpg drops the tag.
+    """
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        """Raises CommitRefused where a commit rolled back."""
+        tag: str = await super().execute(query, *args, timeout=timeout)
+        if query == "COMMIT;" and tag == "ROLLBACK":
+            raise CommitRefused("the transaction had failed before its commit, and PostgreSQL rolled it back")
+        return tag
+
+
+class GuardedSession(Session):
+    """A session whose transaction belongs to the runtime. `begin_nested()` is the handler's."""
+
+    def commit(self) -> NoReturn:
+        """Raises SessionMisuse."""
+        raise SessionMisuse(_misuse("commit", "the job's work, its done mark and its follow-up jobs commit together"))
+
+    def rollback(self) -> NoReturn:
+        """Raises SessionMisuse."""
+        raise SessionMisuse(_misuse("rollback", "raise an error and everything is rolled back"))
+
+    def close(self) -> NoReturn:
+        """Raises SessionMisuse."""
+        raise SessionMisuse(_misuse("close", "it is closed when the handler has returned"))
+
+    def begin(self, nested: bool = False) -> NoReturn:  # noqa: FBT001, FBT002 - SQLAlchemy's signature
+        """Raises SessionMisuse."""
+        raise SessionMisuse(_misuse("begin", "the transaction is open already"))
+
+
+def _misuse(call: str, reason: str) -> str:
+    return f"A handler called {call}() on its session, which the runtime owns: {reason}. Use begin_nested() for a part that may fail."
+
+
+def plain_url(url: str) -> str:
+    """`url` as asyncpg and psql take it: without SQLAlchemy's driver suffix."""
+    scheme, _, rest = url.partition("://")
+    return f"postgresql://{rest}" if scheme in {"postgres", "postgresql+asyncpg"} else url
+
+
+async def connect(url: str, application: str) -> "asyncpg.Connection[asyncpg.Record]":
+    """One connection, as the pool makes them. asyncpg reads several hosts, sslmode and socket folders from the URL.
+
+    Raises DatabaseAway.
+    """
+    try:
+        connection = await asyncpg.connect(
+            plain_url(url),
+            connection_class=ReadingConnection,
+            timeout=CONNECT_TIMEOUT_S,
+            server_settings={**SERVER_SETTINGS, "application_name": application},
+        )
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise DatabaseAway(error) from error
+    _keep_alive(connection)
+    return connection
+
+
+def _keep_alive(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Let the kernel find out that the server's host is gone. asyncpg has no public way to its socket."""
+    transport: asyncio.Transport = connection._transport  # type: ignore[attr-defined]  # noqa: SLF001 # pyright: ignore
+    sock: socket.socket = transport.get_extra_info("socket")
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, KEEPALIVE_S * 1000)
+
+
+def create_engine(url: str, *, pool_size: int, application: str = APPLICATION) -> AsyncEngine:
+    """The one engine of a process. Its pool never grows: jobs wait in Redis, not for a connection."""
+    name = f"{application} {socket.gethostname()}:{os.getpid()}"[:63]
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: connect(url, name),
+        pool_size=pool_size,
+        max_overflow=0,
+        hide_parameters=True,
+    )
+    event.listen(engine.sync_engine, "before_cursor_execute", _refuse_second_task)
+    return engine
+
+
+def _refuse_second_task(
+    connection: Connection,
+    _cursor: DBAPICursor,
+    _statement: str,
+    _parameters: Any,
+    _context: ExecutionContext | None,
+    _many: bool,
+) -> None:
+    owner = connection.get_execution_options().get(OWNER)
+    if owner is not None and owner is not asyncio.current_task():
+        raise SessionMisuse(
+            "A handler used its session from a second task (gather, create_task), but one transaction runs one statement a time: "
+            "await them one after another, or enqueue a job each."
+        )
+
+
+def create_sessions() -> async_sessionmaker[AsyncSession]:
+    """What makes the fresh session of every attempt; bound to the attempt's connection, or to the engine."""
+    return async_sessionmaker(
+        sync_session_class=GuardedSession, expire_on_commit=False, join_transaction_mode="rollback_only"
+    )

@@ -1,0 +1,77 @@
+"""What passes between consumer and executor: a job as bytes one way, what came of it the other. Pure."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+from worker.outcome import Outcome
+from worker.wire import Message
+
+
+class Hold(Protocol):
+    """The worker's hold on a delivered job."""
+
+    async def is_ours(self) -> bool:
+        """Whether the lease in Redis still carries this worker's token."""
+        ...
+
+    def begins(self, timeout: timedelta) -> None:
+        """A transaction begins that may take this long; the lease is renewed for as long, and its grace."""
+        ...
+
+    def is_stopping(self) -> bool:
+        """Whether the worker has been asked to stop. A chunked job yields then."""
+        ...
+
+    def is_aborted(self) -> bool:
+        """Whether arq's abort asked for this job's end. A cancellation without it means that the worker stops."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One delivery of one job."""
+
+    job_id: str
+    queue: str
+    message: bytes | None
+    """The bytes of `arq:job:{id}`; None where the id stood in the queue without them."""
+    hold: Hold
+    delivered_ms: int
+    """Redis's time at the claim."""
+    due_ms: int
+    """When it was due, by Redis's clock."""
+    failures: int = 0
+    """As Redis counts them, for handlers that ask PostgreSQL nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the consumer needs to settle a delivery."""
+
+    outcome: Outcome
+    message: Message | None = None
+    attempt: int = 1
+    started_ms: int = 0
+    finished_ms: int = 0
+    adopted: bytes | None = None
+    """The message as it must now stand in Redis: the job was adopted by the outbox."""
+
+
+class NoHold:
+    """For deliveries that no lease stands behind: the stock arq worker's, and the testing kit's."""
+
+    async def is_ours(self) -> bool:
+        """Never: then nobody else's transaction is ended on its behalf."""
+        return False
+
+    def begins(self, timeout: timedelta) -> None:
+        """There is no lease to renew."""
+
+    def is_stopping(self) -> bool:
+        """Never: its caller cancels instead."""
+        return False
+
+    def is_aborted(self) -> bool:
+        """Never: its caller keeps that to itself."""
+        return False

@@ -1,0 +1,96 @@
+"""Handler: what is done. A plain async function with its policy, bound in a table."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+from pydantic import TypeAdapter
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from worker.chunk import Chunk, Step
+from worker.job import Job
+from worker.retry import RetryPolicy
+
+J = TypeVar("J", bound=Job)
+C = TypeVar("C")
+
+Isolation: TypeAlias = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How a handler is run; the same for every kind of handler."""
+
+    retry: RetryPolicy = RetryPolicy()
+    timeout: timedelta = timedelta(seconds=300)
+    """Of one attempt (of one chunk, where the job is chunked). A timeout is a failure like any other."""
+    isolation: Isolation = "READ COMMITTED"
+    statement_timeout: timedelta | None = None
+    lock_timeout: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        for limit in ("timeout", "statement_timeout", "lock_timeout"):
+            value: timedelta | None = getattr(self, limit)
+            if value is not None and value <= timedelta(0):
+                raise ValueError(f"A handler got {limit}={value}; give a time above zero.")
+
+
+@dataclass(frozen=True, slots=True)
+class Handler(Policy, Generic[J]):
+    """One job, one call, one transaction."""
+
+    job: type[J]
+    run: Callable[[J, AsyncSession], Awaitable[object]]
+    once: bool = True
+    """False: keep no run of a success and ask nothing of PostgreSQL until the handler does; at least once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkedHandler(Policy, Generic[J, C]):
+    """One job in many transactions, each of which moves the cursor. It resumes after the last that committed."""
+
+    job: type[J]
+    run: Callable[[J, AsyncSession, Chunk[C]], Awaitable[Step[C]]]
+    cursor: type[C]
+    """The cursor's type; pydantic writes it to JSON and reads it back."""
+    size: int = 1_000
+    """Rows a chunk."""
+    codec: TypeAdapter[C] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for limits that make no sense, and pydantic's errors for a cursor type it can't write."""
+        Policy.__post_init__(self)
+        object.__setattr__(self, "codec", TypeAdapter(self.cursor))
+        if self.size < 1:
+            raise ValueError(f"The chunked handler of {self.job.job_name} got size={self.size}; give at least 1.")
+
+
+AnyHandler: TypeAlias = Handler[Any] | ChunkedHandler[Any, Any]
+HandlerTable: TypeAlias = Mapping[str, AnyHandler]
+
+
+def keeps_run(handler: AnyHandler) -> bool:
+    """Whether a success is remembered in `worker.run`, so that a second delivery is a Duplicate."""
+    return isinstance(handler, ChunkedHandler) or handler.once
+
+
+def bind(handlers: Iterable[AnyHandler]) -> HandlerTable:
+    """The table of handlers by the names and aliases of their jobs.
+
+    Raises ValueError where a job has no name, or two handlers claim one name.
+    """
+    table: dict[str, AnyHandler] = {}
+    for handler in handlers:
+        if not handler.job.job_name:
+            raise ValueError(
+                f"{handler.job.__name__} has no job name; write class {handler.job.__name__}(Job, name=…)."
+            )
+        for name in (handler.job.job_name, *handler.job.job_aliases):
+            if name in table:
+                raise ValueError(
+                    f"The job name {name!r} has two handlers, for {table[name].job.__name__} and {handler.job.__name__}; keep one."
+                )
+            table[name] = handler
+    return MappingProxyType(table)

@@ -1,0 +1,59 @@
+"""Bring a database up to date, and tell whether it is. The versions are Alembic's; the domain's come after the runtime's."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.database import create_engine
+
+FOLDER = Path(__file__).parent / "migrations"
+ADVISORY_LOCK = 0x7261746368_6D
+"""Two `worker migrate` at once wait for each other. ("ratchm" in ASCII.)"""
+
+
+def migrate(database_url: str, version_locations: Sequence[Path] = ()) -> None:
+    """Apply what is missing, all of it in one transaction. Raises what PostgreSQL raises, with nothing applied."""
+    asyncio.run(_migrate(database_url, version_locations))
+
+
+async def _migrate(database_url: str, version_locations: Sequence[Path]) -> None:
+    engine = create_engine(database_url, pool_size=1, application="ratchet migrate")
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text("set local lock_timeout = 0"))
+            await connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK})
+            await connection.run_sync(_upgrade, _config(version_locations))
+    finally:
+        await engine.dispose()
+
+
+def _upgrade(connection: Connection, config: Config) -> None:
+    config.attributes["connection"] = connection
+    command.upgrade(config, "heads")
+
+
+def _config(version_locations: Sequence[Path]) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER))
+    config.set_main_option("path_separator", "newline")
+    config.set_main_option("version_locations", "\n".join(map(str, (FOLDER / "versions", *version_locations))))
+    return config
+
+
+async def missing_versions(engine: AsyncEngine, version_locations: Sequence[Path] = ()) -> set[str]:
+    """The newest versions that the database hasn't got; empty where it is up to date."""
+    wanted = set(ScriptDirectory.from_config(_config(version_locations)).get_heads())
+    async with engine.connect() as connection:
+        return wanted - await connection.run_sync(_applied)
+
+
+def _applied(connection: Connection) -> set[str]:
+    context = MigrationContext.configure(connection, opts={"version_table_schema": "worker"})
+    return set(context.get_current_heads())

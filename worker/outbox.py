@@ -1,0 +1,115 @@
+"""enqueue(session, job): a job leaves with the caller's transaction or not at all."""
+
+import hashlib
+import re
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import func
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from uuid_utils import uuid7
+
+from worker.job import NAME, Job
+from worker.models import Outbox
+from worker.reporting.trace import outgoing_headers
+from worker.wire import Message, encode
+
+CHOSEN_ID = re.compile(r"[\x21-\x7e]{1,200}")
+MAX_KEY_BYTES = 1_000
+
+
+def enqueue(
+    session: Session | AsyncSession,
+    job: Job,
+    *,
+    key: str | None = None,
+    job_id: str | None = None,
+    delay: timedelta | None = None,
+    at: datetime | None = None,
+    queue: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> str:
+    """Add `job` to the caller's transaction and return its id. Asks nothing of the server.
+
+    - `key` coalesces pending work of one job name: after each commit at least one run begins that sees it, with the
+      newest payload and the earliest due time, and at most one waits behind the one that runs.
+    - `job_id` is an idempotency key: the same id again is a Duplicate for as long as its run is kept.
+    - `delay` counts from the commit's own transaction start, by PostgreSQL's clock; `at` is an aware time.
+
+    Raises ValueError for arguments that exclude each other, a naive `at`, or a payload over 1 MiB.
+    """
+    if key is not None and job_id is not None:
+        raise ValueError(
+            "enqueue got both key and job_id; a key coalesces, a job_id is applied once: give one of them."
+        )
+    if delay is not None and at is not None:
+        raise ValueError("enqueue got both delay and at; give one of them.")
+    if at is not None and at.tzinfo is None:
+        raise ValueError(f"enqueue got at={at}, which has no time zone; give an aware time.")
+    if job_id is not None:
+        chosen, enqueued_ms = checked_job_id(job_id), 0
+    else:
+        chosen = str(uuid7()) if key is None else coalescing_id(job.job_name, key)
+        enqueued_ms = time.time_ns() // 1_000_000
+    row = Outbox(
+        id=chosen,
+        enqueued_ms=enqueued_ms,
+        name=job.job_name,
+        queue=checked_queue(queue or job.job_queue),
+        coalesces=key is not None or job_id is not None,
+        message=encode(
+            Message(
+                job.job_name,
+                job.to_payload(),
+                enqueued_ms,
+                from_outbox=True,
+                headers={**outgoing_headers(), **(headers or {})},
+            )
+        ),
+    )
+    if delay is not None:
+        row.due_at = func.now() + delay
+    elif at is not None:
+        row.due_at = at
+    session.add(row)
+    return row.id
+
+
+def enqueue_many(session: Session | AsyncSession, jobs: Iterable[Job]) -> list[str]:
+    """`enqueue` each of `jobs`; the rows leave in few statements. Returns the ids in the order of the jobs."""
+    return [enqueue(session, job) for job in jobs]
+
+
+def coalescing_id(name: str, key: str) -> str:
+    """The id of all jobs of one name and key: a UUIDv8 from sha256 over name, NUL and key (as in `worker.enqueue`).
+
+    Raises ValueError for an empty or overlong key, or one with NUL, which PostgreSQL's text can't hold.
+    """
+    encoded = key.encode()
+    if not encoded or len(encoded) > MAX_KEY_BYTES or b"\0" in encoded:
+        raise ValueError(f"enqueue got a key of {len(encoded)} bytes; use 1 to {MAX_KEY_BYTES} bytes without NUL.")
+    digest = bytearray(hashlib.sha256(name.encode() + b"\0" + encoded).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x80  # version 8: RFC 9562, section 5.8
+    digest[8] = digest[8] & 0x3F | 0x80
+    return str(UUID(bytes=bytes(digest)))
+
+
+def checked_job_id(job_id: str) -> str:
+    """`job_id`, or a ValueError where it is no id that a caller may choose."""
+    if not CHOSEN_ID.fullmatch(job_id):
+        raise ValueError(
+            f"enqueue got the job_id {job_id[:50]!r}; use 1 to 200 printable ASCII characters without spaces."
+        )
+    return job_id
+
+
+def checked_queue(queue: str) -> str:
+    """`queue`, or a ValueError where it is no queue's name."""
+    if not NAME.fullmatch(queue):
+        raise ValueError(
+            f"The queue is called {queue[:50]!r}; use at most 200 letters, digits, dots, dashes, colons or underscores."
+        )
+    return queue

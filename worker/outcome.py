@@ -1,0 +1,83 @@
+"""What came of one attempt. One value, matched with `assert_never` wherever it is used."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from pydantic import JsonValue
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The transaction committed."""
+
+    result: JsonValue = None
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """The run was final before this delivery; the handler wasn't called. `failed` holds the error of a run that isn't a success."""
+
+    result: JsonValue = None
+    failed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Yielded:
+    """A chunk committed and more are to come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snoozed:
+    """The handler asked for a wait. No attempt was burnt."""
+
+    delay: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """It failed and will be tried again after `delay`."""
+
+    delay: timedelta
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Put back with nothing counted: the lock was held, it isn't due, the worker stops, PostgreSQL is away."""
+
+    reason: str
+    delay: timedelta = timedelta(0)
+
+
+BUSY = timedelta(seconds=1)
+"""When a job is offered again that something stands in the way of."""
+OFFER_AGAIN = timedelta(seconds=5)
+"""When a job is offered again that this worker can't run: an unknown name, or a message that the sweep will mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Ended on request."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Out of attempts, or past mending. Kept with its original bytes; can be replayed."""
+
+    error: str
+
+
+Final = Completed | Duplicate | Cancelled | Dead
+"""After these nothing is left to deliver."""
+
+PutBack = Yielded | Snoozed | Retrying | Released
+"""After these the same message is delivered again."""
+
+Outcome = Final | PutBack
+
+
+def describe(error: BaseException) -> str:
+    """`EmailTaken: the text`, as it stands in `arq:result`, `worker.run` and `worker show`. At most 2,000 characters."""
+    return f"{type(error).__name__}: {error}"[:2_000]

@@ -1,0 +1,111 @@
+"""What the logs tell of each attempt."""
+
+import logging
+import re
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import Token
+from typing import Any, assert_never
+
+import sentry_sdk
+import structlog
+from structlog.contextvars import bind_contextvars, reset_contextvars
+
+from worker.errors import UnknownJob
+from worker.outcome import Cancelled, Completed, Dead, Duplicate, Outcome, Released, Retrying, Snoozed, Yielded
+from worker.reporting.expected import is_expected
+from worker.reporting.observer import Observation, Subject
+from worker.reporting.tracebacks import error_name
+
+MAX_SHOWN = 2_000
+"""Bytes of a payload, where payloads are logged."""
+TRACE_ID = re.compile(r"[0-9a-f]{32}(?=-)")
+
+
+class LogObserver:
+    """One line at the end of each attempt. What is logged in between carries the job's name, id, queue and attempt."""
+
+    def __init__(self, *, payloads: bool = False) -> None:
+        """With `payloads` the payload and the error's text are logged too; both may hold data."""
+        self._payloads = payloads
+
+    @contextmanager
+    def observe(self, subject: Subject) -> Generator[Observation]:
+        """Bind the job to the context of the attempt's task."""
+        trace_id = _trace_id(subject)
+        trace = {"trace_id": trace_id} if trace_id else {}
+        tokens = dict(bind_contextvars(job=subject.name, job_id=subject.job_id, queue=subject.queue, **trace))
+        try:
+            yield _LoggedAttempt(subject, tokens, payloads=self._payloads)
+        finally:
+            reset_contextvars(**tokens)
+
+    def fault(self, part: str, error: BaseException) -> None:
+        """One line: a warning for what happens to everybody, else an error with the frames it came through."""
+        log = structlog.get_logger("worker")
+        if isinstance(error, UnknownJob):
+            log.warning("unknown_job", job=error.name, hint="it waits; deploy a worker that has a handler, or add an alias")
+        elif is_expected(error):
+            log.warning("fault", part=part, error=type(error).__name__)
+        else:
+            log.error("fault", part=part, error=type(error).__name__, exc_info=error)
+
+
+class _LoggedAttempt:
+    def __init__(self, subject: Subject, tokens: dict[str, Token[Any]], *, payloads: bool) -> None:
+        self._subject = subject
+        self._tokens = tokens
+        self._payloads = payloads
+        self._started = time.perf_counter()
+
+    def begun(self, attempt: int) -> None:
+        # Only the first token leads back to what was bound before; a chunked job begins once a chunk.
+        self._tokens.setdefault("attempt", bind_contextvars(attempt=attempt)["attempt"])
+
+    def ended(self, outcome: Outcome, error: BaseException | None) -> None:
+        fields: dict[str, object] = {
+            "ms": round((time.perf_counter() - self._started) * 1000, 1),
+            "latency_ms": self._subject.latency_ms,
+            **_particulars(outcome),
+        }
+        if isinstance(outcome, Retrying | Dead):
+            fields |= {"error": error_name(error, outcome.error), "hint": f"worker show {self._subject.job_id}"}
+            if self._payloads:
+                fields["error_text"] = outcome.error
+        if self._payloads:
+            fields["payload"] = self._subject.payload[:MAX_SHOWN].decode("utf-8", "replace")
+        structlog.get_logger("worker.job").log(_level(outcome), type(outcome).__name__.lower(), **fields)
+
+
+def _level(outcome: Outcome) -> int:
+    match outcome:
+        case Completed() | Duplicate() | Yielded() | Snoozed() | Cancelled():
+            return logging.INFO
+        case Released():
+            return logging.DEBUG
+        case Retrying():
+            return logging.WARNING
+        case Dead():
+            return logging.ERROR
+        case _:
+            assert_never(outcome)
+
+
+def _particulars(outcome: Outcome) -> dict[str, object]:
+    match outcome:
+        case Retrying() | Snoozed():
+            return {"delay_s": round(outcome.delay.total_seconds(), 1)}
+        case Released():
+            return {"reason": outcome.reason, "delay_s": round(outcome.delay.total_seconds(), 1)}
+        case _:
+            return {}
+
+
+def _trace_id(subject: Subject) -> str | None:
+    """The trace that the message continues, else the one that is open here, else none."""
+    given = TRACE_ID.match(subject.headers.get("sentry-trace", ""))
+    if given:
+        return given[0]
+    span = sentry_sdk.get_current_span()
+    return span.trace_id if span else None

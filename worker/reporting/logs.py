@@ -1,0 +1,138 @@
+"""Structured logs on stderr, one line an event: for people (console) or machines (JSON).
+
+Standard output belongs to what a command prints. Lines of structlog and of the standard library look the same.
+"""
+
+import logging
+import sys
+import traceback
+from functools import partial
+from typing import TextIO, cast
+
+import structlog
+from structlog.contextvars import merge_contextvars
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from worker.reporting.tracebacks import without_texts
+from worker.settings import Settings
+
+QUIET = ("arq", "asyncio", "sqlalchemy", "urllib3")
+"""Heard from warnings on. Below that they chatter, and some of them quote payloads and rows."""
+
+HANDLER = "ratchet"
+RECORD_FIELDS = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime"})
+"""What every record has, the last two once any formatter has seen it."""
+
+
+def configure(settings: Settings) -> None:
+    """Send every log line of this process to stderr, in the format and from the level that the settings name."""
+    stream = sys.stderr
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    finish: list[Processor] = _finish(settings, colors=stream.isatty())
+    structlog.configure(
+        processors=[merge_contextvars, structlog.processors.add_log_level, _add_name, *finish],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=partial(Lines, stream),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.set_name(HANDLER)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[
+                merge_contextvars,
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                _add_extra,
+            ],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *finish],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [other for other in root.handlers if other.get_name() != HANDLER] + [handler]
+    root.setLevel(level)
+    for library in QUIET:
+        logging.getLogger(library).setLevel(max(level, logging.WARNING))
+    logging.captureWarnings(capture=True)
+
+
+def _finish(settings: Settings, *, colors: bool) -> list[Processor]:
+    """From the event to the text of its line."""
+    tracebacks = Tracebacks(texts=settings.log_payloads)
+    if settings.log_format == "json":
+        return [structlog.processors.TimeStamper(fmt="iso", utc=True), tracebacks, structlog.processors.JSONRenderer()]
+    return [
+        structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+        _escape,
+        tracebacks,
+        structlog.dev.ConsoleRenderer(
+            colors=colors, pad_event_to=0, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+        ),
+    ]
+
+
+class Lines:
+    """Where structlog's lines go, each written whole. One that can't be written (a closed pipe, a full disk) is lost:
+    a log is never worth a job.
+    """
+
+    def __init__(self, stream: TextIO, name: str = "") -> None:
+        self.name = name
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        """Write one line."""
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            return
+
+    debug = info = warning = error = critical = msg
+
+
+class Tracebacks:
+    """Makes `exc_info` the text `exception`, without the errors' own texts unless they may be shown."""
+
+    def __init__(self, *, texts: bool) -> None:
+        self._render = _with_texts if texts else without_texts
+
+    def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        """A structlog processor."""
+        error = _error_of(event.pop("exc_info", None))
+        if error is not None:
+            event["exception"] = self._render(error)
+        return event
+
+
+def _error_of(exc_info: object) -> BaseException | None:
+    """`exc_info` in any of the forms that loggers take."""
+    if exc_info is True:
+        return sys.exception()
+    if isinstance(exc_info, tuple):
+        exc_info = cast("tuple[object, ...]", exc_info)[1]
+    return exc_info if isinstance(exc_info, BaseException) else None
+
+
+def _with_texts(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error)).rstrip("\n")
+
+
+def _add_name(logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    if logger.name:
+        event["logger"] = logger.name
+    return event
+
+
+def _add_extra(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """What was given to a logger of the standard library as `extra`."""
+    given = vars(cast("logging.LogRecord", event["_record"]))
+    return {**{key: value for key, value in given.items() if key not in RECORD_FIELDS}, **event}
+
+
+def _escape(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """No value may break a line or steer a terminal: an id that a producer chose can hold anything."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = value.encode("unicode_escape").decode()
+    return event

@@ -1,0 +1,43 @@
+"""How often a failed job is tried again, and after how long."""
+
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+
+from worker.errors import Permanent
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Exponential backoff with full jitter.
+
+    Full jitter (a uniform draw between zero and the exponential bound) spreads a herd of failures best:
+    Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+
+    attempts: int = 5
+    """Failures after which the job is Dead."""
+    base: timedelta = timedelta(seconds=1)
+    factor: float = 4.0
+    cap: timedelta = timedelta(hours=1)
+    give_up_on: tuple[type[BaseException], ...] = ()
+    """Errors that no retry can mend, beside `Permanent`."""
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f"RetryPolicy got attempts={self.attempts}; a job needs at least 1.")
+        if self.base < timedelta(0) or self.cap < timedelta(0) or self.factor < 1:
+            raise ValueError("RetryPolicy needs base and cap of zero or more, and a factor of at least 1.")
+
+    def is_hopeless(self, error: BaseException, failures: int) -> bool:
+        """Whether `error`, the `failures`-th one (from 1), leaves nothing to try."""
+        return failures >= self.attempts or isinstance(error, (Permanent, *self.give_up_on))
+
+    def bound(self, failures: int) -> timedelta:
+        """The longest wait after the `failures`-th failure (from 1)."""
+        # The exponent is held where it can't overflow; the cap is reached long before.
+        return min(self.cap, self.base * self.factor ** min(failures - 1, 60))
+
+    def delay(self, failures: int) -> timedelta:
+        """The wait after the `failures`-th failure (from 1), drawn anew at each call."""
+        return self.bound(failures) * random.random()  # noqa: S311 - jitter, not a secret

@@ -1,0 +1,137 @@
+"""A worker put together: engine, Redis, relay, schedule and consumer, from settings. What `worker run` runs."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from arq.connections import ArqRedis
+from arq.worker import Function, func
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.app import App
+from worker.availability import Availability
+from worker.broker import connect_broker
+from worker.claim import Claims
+from worker.consumer import Engine, Worker
+from worker.database import APPLICATION, create_engine
+from worker.executor import Executor
+from worker.lease import Leases, end_this_process
+from worker.relay import Pace, Relay, listen
+from worker.reporting.observer import Observer
+from worker.settings import Settings
+from worker.ticker import Ticker
+
+OVERDUE_GRACE = timedelta(seconds=30)
+"""How long a job may outlive its timeout before its process is recycled."""
+HEALTH_CHECK_INTERVAL_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What lives as long as the process."""
+
+    engine: AsyncEngine
+    redis: ArqRedis
+    availability: Availability
+    relay: Relay
+    executor: Executor
+
+
+@asynccontextmanager
+async def services(app: App, settings: Settings, observer: Observer, *, pushed: Any) -> AsyncGenerator[Services]:
+    """Engine, Redis, relay and schedule, running. `pushed` is told when the relay has sent something."""
+    database_url = settings.database_url.get_secret_value()
+    engine = create_engine(database_url, pool_size=settings.connections)
+
+    async def probe() -> None:
+        async with engine.connect():
+            pass
+
+    availability = Availability(probe)
+    redis = connect_broker(settings.redis_url.get_secret_value())
+    pace = Pace(
+        poll=timedelta(seconds=settings.relay_poll),
+        sweep_every=timedelta(seconds=settings.sweep_interval),
+        sweep_older=timedelta(seconds=settings.sweep_interval),
+        settle=timedelta(seconds=settings.lease / 3),
+    )
+    relay = Relay(engine, redis, availability, observer, pushed=pushed, pace=pace)
+    executor = Executor(app.handlers, engine, observer, availability, worker_name())
+    listen_url = settings.listen_url.get_secret_value() if settings.listen_url else database_url
+    parts = (
+        relay.run(),
+        listen(listen_url, relay.wake, f"{APPLICATION} listen"),
+        Ticker(engine, app.schedule, availability, observer).run(),
+    )
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(engine.dispose)
+        stack.push_async_callback(redis.aclose)
+        stack.push_async_callback(availability.close)
+        stack.push_async_callback(_end, [asyncio.create_task(part) for part in parts])
+        yield Services(engine, redis, availability, relay, executor)
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def run_worker(app: App, settings: Settings, observer: Observer, *, burst: bool = False) -> None:
+    """Consume until SIGTERM or SIGINT; in burst mode, until nothing that this worker knows is due.
+
+    Both servers may be away, now and at any time: it waits for them.
+    """
+    worker: Worker | None = None
+
+    def pushed() -> None:
+        if worker is not None:
+            worker.wake()
+
+    async with services(app, settings, observer, pushed=pushed) as parts:
+        grace = timedelta(seconds=settings.shutdown_grace)
+        lease = timedelta(seconds=settings.lease)
+
+        async def refill() -> bool:
+            return await parts.relay.drain() > 0
+
+        engine = Engine(
+            execute=parts.executor.execute,
+            may_claim=parts.availability.is_up,
+            acknowledged=parts.relay.acknowledged,
+            refill=refill,
+            leases=Leases(settings.redis_url.get_secret_value(), lease, OVERDUE_GRACE, end_this_process(grace)),
+            claims=Claims(parts.redis, int(lease.total_seconds() * 1000)),
+        )
+        worker = Worker(
+            arq_functions(app),
+            engine=engine,
+            queues=settings.queues,
+            redis_pool=parts.redis,
+            burst=burst,
+            max_jobs=settings.concurrency,
+            poll_delay=settings.poll_delay,
+            keep_result=settings.keep_result,
+            job_completion_wait=settings.shutdown_grace,
+            health_check_interval=HEALTH_CHECK_INTERVAL_S,
+        )
+        await worker.serve()
+
+
+def arq_functions(app: App) -> list[Function]:
+    """The names of the app's jobs, as arq's Worker wants to know them. Ours never calls these: the executor has the handlers."""
+    return [func(_never_called, name=name) for name in app.handlers]
+
+
+async def _never_called(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:  # noqa: ARG001 - arq's signature
+    raise AssertionError("The executor runs the handlers; this stands only for their names.")
+
+
+def worker_name() -> str:
+    """This process, as it stands beside the failures it met."""
+    return f"{socket.gethostname()}:{os.getpid()}"

@@ -1,0 +1,138 @@
+"""Settings from the environment. Checked at start, with sentences."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker.job import DEFAULT_QUEUE, NAME
+
+SPARE_CONNECTIONS = 4
+"""Beyond one a job: the relay, the schedule, the ending of zombies, and a look from a command."""
+
+POSTGRES_SCHEMES = ("postgres", "postgresql", "postgresql+asyncpg")
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
+
+
+class SettingsError(ValueError):
+    """Settings that can't work; the text says which and what to do."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Times are in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="WORKER_", extra="ignore", frozen=True, populate_by_name=True)
+
+    database_url: SecretStr = Field(validation_alias="DATABASE_URL")
+    redis_url: SecretStr = Field(SecretStr("redis://localhost:6379"), validation_alias="REDIS_URL")
+    sentry_dsn: SecretStr | None = Field(None, validation_alias="SENTRY_DSN")
+
+    app: str = "jobs.app:app"
+    queues: Annotated[tuple[str, ...], NoDecode] = (DEFAULT_QUEUE,)
+    concurrency: int = Field(10, ge=1, le=10_000)
+    processes: int = Field(1, ge=1, le=1)
+    pool_size: int | None = Field(None, ge=1, le=20_000)
+    """Connections to PostgreSQL; concurrency + 4 unless given."""
+
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_payloads: bool = False
+    files_dir: Path = Path("./files")
+
+    poll_delay: float = Field(0.1, gt=0, le=60)
+    lease: float = Field(15, ge=1, le=3600)
+    shutdown_grace: float = Field(25, ge=0, le=3600)
+    keep_result: float = Field(3600, ge=0, le=30 * 86400)
+    relay_poll: float = Field(1, gt=0, le=60)
+    sweep_interval: float = Field(30, gt=0, le=3600)
+    listen_url: SecretStr | None = None
+    """Where LISTEN goes, if not to DATABASE_URL; around a pooler in transaction mode."""
+
+    sentry_traces_sample_rate: float = Field(1.0, ge=0, le=1)
+    sentry_environment: str | None = None
+    sentry_send_payloads: bool = False
+
+    @field_validator("queues", mode="before")
+    @classmethod
+    def _split_queues(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("queues")
+    @classmethod
+    def _check_queues(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(NAME.fullmatch(queue) for queue in value):
+            raise ValueError("give names of queues, separated by commas")
+        return value
+
+    @field_validator("app")
+    @classmethod
+    def _check_app(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w.]+:\w+", value):
+            raise ValueError("give it as module:attribute")
+        return value
+
+    @field_validator("database_url", "listen_url")
+    @classmethod
+    def _check_database_url(cls, value: SecretStr | None) -> SecretStr | None:
+        return value and _checked_url(value, POSTGRES_SCHEMES)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr) -> SecretStr:
+        return _checked_url(value, REDIS_SCHEMES)
+
+    @model_validator(mode="after")
+    def _check_pool(self) -> Self:
+        if self.pool_size is not None and self.pool_size < self.concurrency + SPARE_CONNECTIONS:
+            raise ValueError(
+                f"Concurrency {self.concurrency} needs a pool of at least {self.concurrency + SPARE_CONNECTIONS}; "
+                f"WORKER_POOL_SIZE is {self.pool_size}: raise it or lower WORKER_CONCURRENCY."
+            )
+        return self
+
+    @property
+    def connections(self) -> int:
+        """How many connections to PostgreSQL the worker may hold, beside the one that listens."""
+        return self.pool_size or self.concurrency + SPARE_CONNECTIONS
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings of the environment; `overrides` (field names) win where they are not None.
+
+    Raises SettingsError, whose text holds no value: it could be a password.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]  # checked by pydantic
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False)
+    raise SettingsError(
+        " ".join(
+            _sentence(str(fault["loc"][0]) if fault["loc"] else "", fault["type"], fault["msg"]) for fault in faults
+        )
+    )
+
+
+def _sentence(field: str, kind: str, message: str) -> str:
+    text = message.removeprefix("Value error, ")
+    if not field:
+        return text
+    name = field if field.isupper() else f"WORKER_{field.upper()}"
+    if kind == "missing":
+        return f"{name} is not set; set it, for example {name}=postgresql://user@host/database."
+    return f"{name} can't be used: {text[0].lower()}{text[1:].rstrip('.')}."
+
+
+def _checked_url(value: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
+    try:
+        scheme = urlsplit(value.get_secret_value()).scheme
+    except ValueError as error:
+        raise ValueError(f"it is no URL ({error})") from None
+    if scheme not in schemes:
+        raise ValueError(
+            f"it begins with {scheme[:20] or 'no scheme'!r}; use one of {', '.join(f'{known}://' for known in schemes)}"
+        )
+    return value

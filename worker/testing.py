@@ -1,0 +1,115 @@
+"""The kit for people who write jobs: perform one, see what was enqueued, run it all.
+
+Nothing here needs Redis or a running worker. See tests/guide/ for how each is used.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from pydantic import JsonValue
+from pydantic_core import to_jsonable_python
+from sqlalchemy import Result, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from uuid_utils import uuid7
+
+from worker.app import App
+from worker.availability import Availability
+from worker.chunk import Chunk, Step
+from worker.delivery import Delivery, NoHold
+from worker.executor import Executor
+from worker.handler import ChunkedHandler
+from worker.job import Job
+from worker.models import Outbox
+from worker.outcome import Outcome
+from worker.reporting.observer import Observers
+from worker.run import CurrentRun, running
+from worker.wire import Message, decode
+
+J = TypeVar("J", bound=Job)
+
+
+async def perform(app: App, job: Job, session: AsyncSession) -> Any:
+    """Run `job`'s handler in your own session and return what it returns; you commit or roll back.
+
+    The payload makes the round trip through JSON first, so a field that would not survive it fails here. A chunked job
+    is run chunk after chunk and returns its counts. Whatever the handler raises is raised.
+    """
+    handler = app.handlers[job.job_name]
+    received = handler.job.from_payload(job.to_payload())
+    if received != job:
+        raise AssertionError(
+            f"The payload of {job.job_name} changes on its way through JSON: {job!r} arrives as {received!r}."
+        )
+    now = datetime.now(UTC)
+    run = CurrentRun(str(uuid7()), int(now.timestamp() * 1000), now, 1, job.job_name, job.job_queue)
+    with running(run):
+        if not isinstance(handler, ChunkedHandler):
+            return to_jsonable_python(await handler.run(received, session))
+        counts: dict[str, JsonValue] = {}
+        cursor: Any = None
+        while True:
+            step: Step[Any] = await handler.run(received, session, Chunk(cursor, handler.size))
+            for name, count in step.counts.items():
+                before = counts.get(name, 0)
+                counts[name] = count + (before if isinstance(before, int) else 0)
+            counts |= step.result
+            await session.flush()
+            if step.cursor is None:
+                return counts
+            cursor = handler.codec.validate_json(handler.codec.dump_json(step.cursor))
+
+
+async def enqueued(session: AsyncSession, kind: type[J]) -> list[J]:
+    """The jobs of one kind that this transaction would enqueue, or that were committed and aren't final, oldest first."""
+    rows = await session.scalars(select(Outbox).where(Outbox.name == kind.job_name).order_by(Outbox.seq))
+    return [kind.from_payload(_message(row).payload) for row in rows]
+
+
+def _message(row: Outbox) -> Message:
+    message = decode(row.message)
+    assert isinstance(message, Message), message.reason  # noqa: S101 - a kit for tests
+    return message
+
+
+async def drain(app: App, engine: AsyncEngine, *, limit: int = 1_000) -> list[tuple[Message, Outcome]]:
+    """Run every committed job that is due, and those that they enqueue, through the real executor; return what came of each.
+
+    Raises AssertionError after `limit` deliveries: then jobs enqueue each other for ever.
+    """
+
+    async def probe() -> None:
+        async with engine.connect():
+            pass
+
+    availability = Availability(probe)
+    executor = Executor(app.handlers, engine, Observers(), availability, "worker.testing")
+    outcomes: list[tuple[Message, Outcome]] = []
+    try:
+        while (row := await _next_due(engine, app.handlers)) is not None:
+            if len(outcomes) >= limit:
+                raise AssertionError(f"drain ran {limit} jobs and more are due; do they enqueue each other?")
+            now_ms = time.time_ns() // 1_000_000
+            report = await executor.execute(Delivery(row.id, row.queue, row.message, NoHold(), now_ms, now_ms))
+            outcomes.append((_message(row), report.outcome))
+    finally:
+        await availability.close()
+    return outcomes
+
+
+# A row that coalesces counts as sent while it is run, as the relay would have it.
+_NEXT_DUE = text("""
+update worker.outbox set sent_epoch = 0, sent_at = now() where seq = (
+    select seq from worker.outbox as row left join worker.run using (id, enqueued_ms)
+    where row.due_at <= now() and coalesce(run.next_at, now()) <= now() and row.name = any(:names)
+    order by row.sent_epoch is null, row.seq limit 1
+) returning id, queue, message
+""")
+
+
+async def _next_due(engine: AsyncEngine, handlers: Mapping[str, object]) -> Any:
+    async with engine.begin() as connection:
+        return (await connection.execute(_NEXT_DUE, {"names": list(handlers)})).one_or_none()

@@ -1,0 +1,177 @@
+"""arq's wire format, in JSON. Pure: another service may read and write messages with this and nothing else.
+
+Nothing here can load a pickle: what is no JSON is `Unreadable`.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from pydantic import JsonValue
+from pydantic_core import from_json, to_json
+
+from worker.job import MAX_PAYLOAD_BYTES, NAME
+
+JOB_KEY = "arq:job:"
+IN_PROGRESS_KEY = "arq:in-progress:"
+RETRY_KEY = "arq:retry:"
+RESULT_KEY = "arq:result:"
+ABORT_SET = "arq:abort"
+
+MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + 64 * 1024
+"""A payload at its limit, with its envelope and headers."""
+UNREADABLE_NAME = "?"
+ABORTED = "CancelledError"
+"""What the text of a cancelled job's result begins with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A job on its way."""
+
+    name: str
+    payload: bytes
+    """The arguments as a JSON object in UTF-8, without `_headers`."""
+    enqueued_ms: int
+    from_outbox: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Bytes that are no message. `enqueued_ms` is minus a 63-bit hash of them, so that two of one id are two runs."""
+
+    reason: str
+    enqueued_ms: int
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of `arq:job:{id}`."""
+    arguments = message.payload
+    if message.headers:
+        arguments = to_json({**from_json(arguments), "_headers": dict(message.headers)})
+    origin = b',"o":1' if message.from_outbox else b""
+    return b'{"t":null,"f":%b,"a":[],"k":%b,"et":%d%b}' % (
+        to_json(message.name),
+        arguments,
+        message.enqueued_ms,
+        origin,
+    )
+
+
+def restamp(raw: bytes, *, enqueued_ms: int) -> bytes:
+    """The same message from the outbox, with this enqueue time. What can't be read is left as it is."""
+    message = decode(raw)
+    if isinstance(message, Unreadable):
+        return raw
+    return encode(Message(message.name, message.payload, enqueued_ms, from_outbox=True, headers=message.headers))
+
+
+def decode(raw: bytes) -> Message | Unreadable:
+    """Read the bytes of `arq:job:{id}`. Never raises: what can't be read says why."""
+    try:
+        return _decode(raw)
+    except (ValueError, RecursionError) as error:
+        digest = int.from_bytes(hashlib.sha256(raw).digest()[:8]) >> 1
+        return Unreadable(str(error), -max(1, digest))
+
+
+def _decode(raw: bytes) -> Message:
+    if len(raw) > MAX_MESSAGE_BYTES:
+        raise ValueError(
+            f"the message has {len(raw):,} bytes and the limit is {MAX_MESSAGE_BYTES:,}; store the data elsewhere and send its key"
+        )
+    try:
+        body = from_json(raw, allow_inf_nan=False)
+    except ValueError:
+        # The parser's own text may quote the payload, and a pickle's bytes help nobody.
+        raise ValueError("the message is no JSON; enqueue with a JSON serializer (arq's default is pickle)") from None
+    if not isinstance(body, dict):
+        raise ValueError("the message is no JSON object; enqueue through Ratchet or arq with a JSON serializer")  # noqa: TRY004 - a fault of data
+    body = cast("dict[str, Any]", body)
+    name, positional, arguments, enqueued_ms = (body.get(key) for key in ("f", "a", "k", "et"))
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError("the message has no job name in 'f'; give the name of a job")
+    if positional:
+        raise ValueError("the message has positional arguments in 'a'; pass the payload by keyword")
+    if not isinstance(arguments, dict):
+        raise ValueError("the message has no object in 'k'; pass the payload by keyword")  # noqa: TRY004 - a fault of data
+    if type(enqueued_ms) is not int or not 0 <= enqueued_ms < 2**53:
+        raise ValueError("the message has no enqueue time in 'et'; give it in milliseconds since 1970")
+    arguments = cast("dict[str, Any]", arguments)
+    headers = arguments.pop("_headers", None)
+    arguments.pop("_carrier", None)
+    return Message(name, to_json(arguments), enqueued_ms, body.get("o") == 1, _texts(headers))
+
+
+def _texts(headers: object) -> dict[str, str]:
+    """The headers that are text; others are dropped, since a trace is never worth a job."""
+    if not isinstance(headers, dict):
+        return {}
+    pairs = cast("dict[str, Any]", headers).items()
+    return {key: value for key, value in pairs if isinstance(value, str)}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What `arq:result:{id}` tells."""
+
+    job_id: str
+    queue: str
+    message: Message | None
+    attempt: int
+    success: bool
+    value: JsonValue
+    started_ms: int
+    finished_ms: int
+
+
+def encode_result(result: Result) -> bytes:
+    """The bytes of `arq:result:{id}`, with every field that arq's `Job.result_info()` reads."""
+    message = result.message
+    envelope = {
+        "t": result.attempt,
+        "f": message.name if message else UNREADABLE_NAME,
+        "a": [],
+        "k": None,
+        "et": max(0, message.enqueued_ms) if message else 0,
+        "s": result.success,
+        "r": result.value,
+        "st": result.started_ms,
+        "ft": result.finished_ms,
+        "q": result.queue,
+        "id": result.job_id,
+    }
+    encoded = to_json(envelope)
+    # The payload is JSON already; it goes in as it stands.
+    return encoded.replace(b'"k":null', b'"k":' + (message.payload if message else b"{}"), 1)
+
+
+def serialize(value: dict[str, Any]) -> bytes:
+    """arq's `job_serializer` in JSON. An error becomes `Type: text`. Raises TypeError for what is no JSON."""
+    return json.dumps(value, default=_error_text, separators=(",", ":")).encode()
+
+
+class JobFailed(Exception):  # noqa: N818 - what it says
+    """What `Job.result()` raises for a failed job, where its client has our deserializer: `EmailTaken: …`."""
+
+
+def deserialize(raw: bytes) -> dict[str, Any]:
+    """arq's `job_deserializer` in JSON. Raises ValueError for anything else, a pickle among it.
+
+    A failed result becomes the exception that arq's `Job.result()` and `Job.abort()` expect to find.
+    """
+    value = cast("dict[str, Any]", json.loads(raw))
+    if value.get("s") is False and isinstance(value.get("r"), str):
+        text: str = value["r"]
+        value["r"] = asyncio.CancelledError(text) if text.startswith(ABORTED) else JobFailed(text)
+    return value
+
+
+def _error_text(value: object) -> str:
+    if isinstance(value, BaseException):
+        return f"{type(value).__name__}: {value}"
+    raise TypeError(f"{type(value).__name__} is no JSON; send text, numbers, lists or objects.")
