@@ -27,7 +27,7 @@ class App:
         migrations: Sequence[Path] = (),
         demo: str = "",
     ) -> None:
-        """Raises ValueError for two handlers of one job, two cron entries of one name, or a cron job without a handler."""
+        """Raises ValueError for two handlers of a job, two cron entries of a name, or a cron job without a handler."""
         table = bind(handlers)
         names = [cron.name for cron in schedule]
         for cron in schedule:

@@ -1,9 +1,11 @@
 """Whether PostgreSQL can be reached. While it can't, nothing is claimed and nothing counts."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import structlog
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.database import DatabaseAway
 from worker.faults import is_lost_connection
@@ -14,9 +16,8 @@ RETRY_FROM_S, RETRY_UP_TO_S = 0.1, 2.0
 class Availability:
     """Known to be up, or away and being tried again. Says each change once."""
 
-    def __init__(self, probe: Callable[[], Awaitable[None]]) -> None:
-        """`probe` makes a connection and raises if it can't."""
-        self._probe = probe
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
         self._up = asyncio.Event()
         self._up.set()
         self._search: asyncio.Task[None] | None = None
@@ -61,6 +62,17 @@ class Availability:
         self._log.warning("database_back")
         self._search = None
         self._up.set()
+
+    async def _probe(self) -> None:
+        """Ask something. A pooled connection may have died with the server; that empties the pool, and the next is new."""
+        try:
+            await self._ask()
+        except DBAPIError:
+            await self._ask()
+
+    async def _ask(self) -> None:
+        async with self._engine.connect() as connection:
+            await connection.execute(text("select 1"))
 
     async def close(self) -> None:
         """End the search, if there is one."""

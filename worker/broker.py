@@ -4,40 +4,77 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import redis
-from arq.connections import ArqRedis
+from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.sentinel import Sentinel
 
 from worker.wire import deserialize, serialize
 
-OPTIONS: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": 10, "health_check_interval": 15}
-"""Seconds. A server that is cut off is noticed; the lease of 15 s decides about its jobs."""
+CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 5.0, 10.0
+"""A server that is cut off is noticed; the lease of 15 s decides about its jobs."""
+OPTIONS: dict[str, Any] = {"health_check_interval": 15}
+SENTINEL = "redis+sentinel://"
+TLS_OPTIONS = ("ssl_keyfile", "ssl_certfile", "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_data", "ssl_check_hostname")
 
 
 def connect_broker(url: str) -> ArqRedis:
-    """arq's client with JSON codecs. Connects when it is first used.
-
-    Raises ValueError for a URL that names no sentinel or service.
-    """
-    if url.startswith("redis+sentinel://"):
+    """arq's client with JSON codecs. Connects when it is first used. Raises as `check_url` does."""
+    timeouts = {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": ANSWER_TIMEOUT_S}
+    if url.startswith(SENTINEL):
         hosts, service, options = _sentinel(url)
-        sentinels = AsyncSentinel(hosts, **options)  # type: ignore[no-untyped-call]  # redis-py 5 leaves it untyped
+        sentinels = AsyncSentinel(hosts, **options, **timeouts)  # type: ignore[no-untyped-call]  # redis-py 5 leaves it untyped
         client: ArqRedis = sentinels.master_for(service, redis_class=ArqRedis, **OPTIONS)
     else:
-        client = ArqRedis.from_url(url, **OPTIONS)
+        client = ArqRedis.from_url(url, **OPTIONS, **timeouts)
     client.job_serializer = serialize
     client.job_deserializer = deserialize
     return client
 
 
-def connect_blocking(url: str) -> redis.Redis:
-    """A client for the thread that renews leases, which no blocked event loop holds up."""
-    if url.startswith("redis+sentinel://"):
+def connect_blocking(url: str, timeout: float = ANSWER_TIMEOUT_S) -> redis.Redis:
+    """A client for the thread that renews leases, which no blocked event loop holds up. `timeout` in seconds."""
+    timeouts = {"socket_connect_timeout": timeout, "socket_timeout": timeout}
+    if url.startswith(SENTINEL):
         hosts, service, options = _sentinel(url)
-        sentinels: Any = Sentinel(hosts, **options)  # type: ignore[no-untyped-call]  # redis-py 5 leaves it untyped
+        sentinels: Any = Sentinel(hosts, **options, **timeouts)  # type: ignore[no-untyped-call]  # redis-py 5 leaves it untyped
         primary: redis.Redis = sentinels.master_for(service, **OPTIONS)
         return primary
-    return redis.Redis.from_url(url, **OPTIONS)
+    return redis.Redis.from_url(url, **OPTIONS, **timeouts)
+
+
+def arq_settings(url: str) -> RedisSettings:
+    """The same server, as the stock `arq` command takes it. Raises as `check_url` does."""
+    if url.startswith(SENTINEL):
+        hosts, service, options = _sentinel(url)
+        return RedisSettings(
+            host=hosts, sentinel=True, sentinel_master=service, database=options.pop("db"), **options
+        )
+    options = redis.ConnectionPool.from_url(url).connection_kwargs
+    tls = {name: value for name, value in options.items() if name in TLS_OPTIONS}
+    return RedisSettings(
+        host=options.get("host", "localhost"),
+        port=options.get("port", 6379),
+        unix_socket_path=options.get("path"),
+        database=options.get("db", 0),
+        username=options.get("username"),
+        password=options.get("password"),
+        ssl=url.startswith("rediss://"),
+        **tls,
+    )
+
+
+def check_url(url: str) -> None:
+    """Raises ValueError for a URL that can't be read; its text holds nothing of the URL, which may carry a password."""
+    by_sentinels = url.startswith(SENTINEL)
+    try:
+        connect_blocking(url).connection_pool.make_connection()  # which doesn't connect yet
+        database = "" if by_sentinels or url.startswith("unix://") else urlsplit(url).path.strip("/")
+        int(database or 0)  # redis-py would take 0 for what is no number
+    except (ValueError, TypeError):
+        form = f"{SENTINEL}host:port,host:port/service" if by_sentinels else "redis://user:password@host:port/0"
+        raise ValueError(
+            f"it can't be read; write it as {form}, with special characters of the password as %XX"
+        ) from None
 
 
 def _sentinel(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
@@ -46,10 +83,10 @@ def _sentinel(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
     credentials, _, hosts = parts.netloc.rpartition("@")
     service, _, database = parts.path.strip("/").partition("/")
     addresses = [host.rpartition(":") for host in hosts.split(",") if host]
-    if not service or not addresses or not all(port.isdigit() for _, _, port in addresses):
-        raise ValueError("REDIS_URL names no sentinels; write redis+sentinel://host:port,host:port/service.")
+    if not service or not addresses or not all(host and port.isdigit() for host, _, port in addresses):
+        raise ValueError("The URL names no sentinels.")
     username, _, password = credentials.partition(":")
-    options: dict[str, Any] = {"socket_timeout": OPTIONS["socket_timeout"], "db": int(database or 0)}
+    options: dict[str, Any] = {"db": int(database or 0)}
     if password:
         options |= {"username": unquote(username) or None, "password": unquote(password)}
-    return [(host, int(port)) for host, _, port in addresses], service, options
+    return [(host.strip("[]"), int(port)) for host, _, port in addresses], service, options

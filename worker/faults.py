@@ -9,8 +9,13 @@ LOCK_NOT_AVAILABLE = "55P03"
 SERIALIZATION_FAILURE = "40001"
 DEADLOCK_DETECTED = "40P01"
 IN_FAILED_TRANSACTION = "25P02"
+UNIQUE_VIOLATION = "23505"
 # Connection exceptions (class 08), the server's end or restart (57P0x), and an idle or overlong transaction it ended.
 LOST_STATES = ("08", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
+
+
+class FateUnknown(ConnectionError):  # noqa: N818 - it names what isn't known
+    """The connection was lost while the commit was under way."""
 
 
 def sqlstate(error: BaseException) -> str:
@@ -26,7 +31,7 @@ def is_conflict(error: BaseException) -> bool:
 
 def is_lost_connection(error: BaseException) -> bool:
     """The connection to PostgreSQL is gone or was never made. A handler's own network errors are not meant."""
-    if isinstance(error, DatabaseAway) or (isinstance(error, DBAPIError) and error.connection_invalidated):
+    if isinstance(error, DatabaseAway | FateUnknown) or (isinstance(error, DBAPIError) and error.connection_invalidated):
         return True
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(cause, asyncpg.InterfaceError | asyncpg.PostgresError) or isinstance(error, DBAPIError):

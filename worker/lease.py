@@ -19,7 +19,7 @@ from worker.claim import Claim
 RENEWALS_PER_LEASE = 3
 
 # A missing key was wiped: it is restored, so that a job which is sent again doesn't start twice. Another's token means
-# that the lease was lost.
+# that the lease was lost. Answers with the places of those, from 1.
 RENEW = """
 local time = redis.call('TIME')
 local lease = tonumber(ARGV[1])
@@ -27,12 +27,13 @@ local until_ms = time[1] * 1000 + math.floor(time[2] / 1000) + lease
 local lost = {}
 for i = 2, #ARGV, 3 do
     local id, token, queue = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-    local held = redis.call('GET', 'arq:in-progress:' .. id)
+    local held = redis.pcall('GET', 'arq:in-progress:' .. id)
     if held and held ~= token then
-        lost[#lost + 1] = id
+        lost[#lost + 1] = (i + 1) / 3
     else
         redis.call('SET', 'arq:in-progress:' .. id, token, 'PX', lease)
         redis.call('ZADD', queue, 'XX', until_ms, id)
+        redis.call('ZADD', 'ratchet:leases:' .. queue, until_ms, id)
     end
 end
 return lost
@@ -44,27 +45,42 @@ class _Held:
     claim: Claim
     deadline: float
     """time.monotonic() after which the lease isn't renewed any more."""
+    said: bool = False
+    """That it was lost, or that its job is overdue."""
 
 
 class Leases:
     """The leases of one process."""
 
-    def __init__(self, redis_url: str, lease: timedelta, grace: timedelta, recycle: Callable[[], None]) -> None:
-        """`grace`: how long beyond its timeout a job keeps its lease. `recycle` ends the process that such a job holds up."""
+    def __init__(
+        self,
+        redis_url: str,
+        lease: timedelta,
+        grace: timedelta,
+        *,
+        recycle: Callable[[], None],
+        fault: Callable[[BaseException], None],
+    ) -> None:
+        """`grace`: how long beyond its timeout a job keeps its lease. `recycle` ends the process that such a job holds up.
+
+        `fault` is told what nobody expected. Both are called in the thread.
+        """
         self._redis_url = redis_url
         self._lease_ms = int(lease.total_seconds() * 1000)
         self._grace_s = grace.total_seconds()
         self._recycle = recycle
-        self._held: dict[str, _Held] = {}
+        self._fault = fault
+        self._held: dict[bytes, _Held] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._renewing = threading.Event()
+        self._away = False
         self._thread = threading.Thread(target=self._renew_until_stopped, name="ratchet-leases", daemon=True)
         self._log = structlog.get_logger("worker.lease")
 
     @property
     def renew_every_s(self) -> float:
-        """A third of the lease: two renewals may fail."""
+        """A third of the lease: one renewal may fail."""
         return self._lease_ms / 1000 / RENEWALS_PER_LEASE
 
     def start(self) -> None:
@@ -80,13 +96,13 @@ class Leases:
     def hold(self, claim: Claim) -> None:
         """Renew this one's lease from now on."""
         with self._lock:
-            self._held[claim.job_id] = _Held(claim, time.monotonic() + self._grace_s)
+            self._held[claim.raw_id] = _Held(claim, time.monotonic() + self._grace_s)
 
     def extend(self, claim: Claim, timeout: timedelta) -> None:
         """A transaction begins that may take `timeout`."""
         with self._lock:
-            if claim.job_id in self._held:
-                self._held[claim.job_id].deadline = time.monotonic() + timeout.total_seconds() + self._grace_s
+            if claim.raw_id in self._held:
+                self._held[claim.raw_id].deadline = time.monotonic() + timeout.total_seconds() + self._grace_s
 
     async def drop(self, claim: Claim) -> None:
         """Renew this one no more; it is about to be settled.
@@ -94,51 +110,52 @@ class Leases:
         Waits for a renewal that is under way: it would take a settled job's missing key for one that was wiped.
         """
         with self._lock:
-            held = self._held.get(claim.job_id)
-            if held is not None and held.claim.token == claim.token:
-                del self._held[claim.job_id]
+            self._held.pop(claim.raw_id, None)
         while self._renewing.is_set():
             await asyncio.sleep(0.001)
 
     def _renew_until_stopped(self) -> None:
-        client = connect_blocking(self._redis_url)
+        # A server that doesn't answer is given up early enough for another renewal within the lease.
+        client = connect_blocking(self._redis_url, timeout=self.renew_every_s / 2)
         renew: Any = client.register_script(RENEW)
-        away = False
-        while not self._stop.wait(self.renew_every_s):
+        due = time.monotonic() + self.renew_every_s
+        while not self._stop.wait(max(0.0, due - time.monotonic())):
+            due = time.monotonic() + self.renew_every_s
             self._renewing.set()
-            live = self._split_overdue()
             try:
-                arguments = [part for held in live for part in (held.claim.job_id, held.claim.token, held.claim.queue)]
-                lost = renew(keys=[], args=[self._lease_ms, *arguments]) if live else []
-                away = False
+                self._renew(renew)
             except (RedisError, OSError) as error:
-                if not away:
-                    self._log.warning("lease_not_renewed", reason=type(error).__name__, jobs=len(live))
-                away = True
-                continue
+                if not self._away:
+                    self._log.warning("leases_not_renewed", reason=type(error).__name__, hint="trying until Redis is back")
+                self._away = True
+            except Exception as error:  # noqa: BLE001 - the thread must go on: all jobs hang on it
+                self._fault(error)
             finally:
                 self._renewing.clear()
-            for job_id in lost:
-                self._log.warning(
-                    "lease_lost",
-                    job_id=job_id.decode(errors="backslashreplace"),
-                    hint="another worker has it; the run's lock decides",
-                )
         client.close()
 
-    def _split_overdue(self) -> list[_Held]:
-        """The leases to renew. A job that outlived its timeout and grace holds up the process, which is recycled."""
+    def _renew(self, renew: Any) -> None:
         with self._lock:
             held = list(self._held.values())
         now = time.monotonic()
-        for overdue in (one for one in held if one.deadline < now):
-            self._log.error(
-                "job_overdue",
-                job_id=overdue.claim.job_id,
-                hint="it neither ended nor let itself be cancelled; the process ends",
-            )
+        overdue = [one for one in held if one.deadline < now]
+        for one in overdue:
+            self._say(one, "job_overdue", "it neither ended nor let itself be cancelled; the process ends")
+        if overdue:
             self._recycle()
-        return [one for one in held if one.deadline >= now]
+        live = [one for one in held if one.deadline >= now]
+        if live:
+            arguments = [part for one in live for part in (one.claim.raw_id, one.claim.token, one.claim.queue)]
+            lost = renew(keys=[], args=[self._lease_ms, *arguments])
+            self._away = False
+            for place in lost:
+                self._say(live[place - 1], "lease_lost", "another worker has it; the run's lock decides")
+
+    def _say(self, one: _Held, event: str, hint: str) -> None:
+        """Once a job."""
+        if not one.said:
+            self._log.warning(event, job_id=one.claim.job_id, hint=hint)
+        one.said = True
 
 
 def end_this_process(grace: timedelta) -> Callable[[], None]:

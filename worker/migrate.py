@@ -1,4 +1,4 @@
-"""Bring a database up to date, and tell whether it is. The versions are Alembic's; the domain's come after the runtime's."""
+"""Bring a database up to date, and tell whether it is. The versions are Alembic's, the runtime's and the domain's."""
 
 import asyncio
 from collections.abc import Sequence
@@ -35,8 +35,9 @@ async def _migrate(database_url: str, version_locations: Sequence[Path]) -> None
 
 
 def _upgrade(connection: Connection, config: Config) -> None:
-    config.attributes["connection"] = connection
-    command.upgrade(config, "heads")
+    if _missing(connection, config):
+        config.attributes["connection"] = connection
+        command.upgrade(config, "heads")
 
 
 def _config(version_locations: Sequence[Path]) -> Config:
@@ -49,11 +50,16 @@ def _config(version_locations: Sequence[Path]) -> Config:
 
 async def missing_versions(engine: AsyncEngine, version_locations: Sequence[Path] = ()) -> set[str]:
     """The newest versions that the database hasn't got; empty where it is up to date."""
-    wanted = set(ScriptDirectory.from_config(_config(version_locations)).get_heads())
     async with engine.connect() as connection:
-        return wanted - await connection.run_sync(_applied)
+        return await connection.run_sync(_missing, _config(version_locations))
 
 
-def _applied(connection: Connection) -> set[str]:
+def _missing(connection: Connection, config: Config) -> set[str]:
+    scripts = ScriptDirectory.from_config(config)
     context = MigrationContext.configure(connection, opts={"version_table_schema": "worker"})
-    return set(context.get_current_heads())
+    applied = set(context.get_current_heads())
+    missing = set(scripts.get_heads()) - applied
+    # A version that this code doesn't know is a later one's, of a deploy that is under way or was rolled back: the
+    # head of the same branch here is behind it, not missing.
+    later = applied - {script.revision for script in scripts.walk_revisions()}
+    return missing if len(missing) > len(later) else set()

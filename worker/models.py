@@ -21,6 +21,8 @@ class Outbox(Base):
     """
 
     __tablename__ = "outbox"
+    # Only the key comes back from an INSERT, so that a producer needs no more than INSERT, and SELECT of `seq`.
+    __mapper_args__ = {"eager_defaults": False}  # noqa: RUF012 - SQLAlchemy's own form
 
     seq: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     id: Mapped[str]
@@ -127,3 +129,5 @@ class RelayState(Base):
     marker: Mapped[str | None]
     redis_run_id: Mapped[str | None]
     raised_at: Mapped[datetime | None]
+    swept_at: Mapped[datetime | None]
+    """When a worker last began to look for what is marked as sent and isn't in Redis."""

@@ -17,7 +17,7 @@ from worker.models import Outbox
 from worker.reporting.trace import outgoing_headers
 from worker.wire import Message, encode
 
-CHOSEN_ID = re.compile(r"[\x21-\x7e]{1,200}")
+CHOSEN_ID = re.compile(r"[!-~]{1,200}")
 MAX_KEY_BYTES = 1_000
 
 
@@ -45,30 +45,20 @@ def enqueue(
         raise ValueError(
             "enqueue got both key and job_id; a key coalesces, a job_id is applied once: give one of them."
         )
-    if delay is not None and at is not None:
-        raise ValueError("enqueue got both delay and at; give one of them.")
-    if at is not None and at.tzinfo is None:
-        raise ValueError(f"enqueue got at={at}, which has no time zone; give an aware time.")
+    at = checked_at(delay, at)
     if job_id is not None:
         chosen, enqueued_ms = checked_job_id(job_id), 0
     else:
         chosen = str(uuid7()) if key is None else coalescing_id(job.job_name, key)
         enqueued_ms = time.time_ns() // 1_000_000
+    told = {**outgoing_headers(), **(headers or {})}
     row = Outbox(
         id=chosen,
         enqueued_ms=enqueued_ms,
         name=job.job_name,
         queue=checked_queue(queue or job.job_queue),
         coalesces=key is not None or job_id is not None,
-        message=encode(
-            Message(
-                job.job_name,
-                job.to_payload(),
-                enqueued_ms,
-                from_outbox=True,
-                headers={**outgoing_headers(), **(headers or {})},
-            )
-        ),
+        message=encode(Message(job.job_name, job.to_payload(), enqueued_ms, from_outbox=True, headers=told)),
     )
     if delay is not None:
         row.due_at = func.now() + delay
@@ -86,15 +76,26 @@ def enqueue_many(session: Session | AsyncSession, jobs: Iterable[Job]) -> list[s
 def coalescing_id(name: str, key: str) -> str:
     """The id of all jobs of one name and key: a UUIDv8 from sha256 over name, NUL and key (as in `worker.enqueue`).
 
-    Raises ValueError for an empty or overlong key, or one with NUL, which PostgreSQL's text can't hold.
+    Raises ValueError for an empty or overlong key, or one that PostgreSQL's text can't hold.
     """
-    encoded = key.encode()
-    if not encoded or len(encoded) > MAX_KEY_BYTES or b"\0" in encoded:
-        raise ValueError(f"enqueue got a key of {len(encoded)} bytes; use 1 to {MAX_KEY_BYTES} bytes without NUL.")
+    encoded = key.encode("utf-8", "surrogatepass")
+    if not encoded or len(encoded) > MAX_KEY_BYTES or "\0" in key or any("\ud800" <= char <= "\udfff" for char in key):
+        raise ValueError(
+            f"enqueue got a key of {len(encoded)} bytes; use 1 to {MAX_KEY_BYTES} bytes of UTF-8 without NUL."
+        )
     digest = bytearray(hashlib.sha256(name.encode() + b"\0" + encoded).digest()[:16])
     digest[6] = digest[6] & 0x0F | 0x80  # version 8: RFC 9562, section 5.8
     digest[8] = digest[8] & 0x3F | 0x80
     return str(UUID(bytes=bytes(digest)))
+
+
+def checked_at(delay: timedelta | None, at: datetime | None) -> datetime | None:
+    """`at`, or a ValueError where it has no time zone or excludes a delay."""
+    if delay is not None and at is not None:
+        raise ValueError("enqueue got both delay and at; give one of them.")
+    if at is not None and at.tzinfo is None:
+        raise ValueError(f"enqueue got at={at}, which has no time zone; give an aware time.")
+    return at
 
 
 def checked_job_id(job_id: str) -> str:

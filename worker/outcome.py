@@ -79,5 +79,9 @@ Outcome = Final | PutBack
 
 
 def describe(error: BaseException) -> str:
-    """`EmailTaken: the text`, as it stands in `arq:result`, `worker.run` and `worker show`. At most 2,000 characters."""
-    return f"{type(error).__name__}: {error}"[:2_000]
+    """`EmailTaken: the text`, as in `arq:result`, `worker.run` and `worker show`. At most 2,000 characters."""
+    try:
+        told = str(error)
+    except Exception:  # noqa: BLE001 - whatever an error's own code does, it is told of
+        told = "its text can't be read"
+    return f"{type(error).__name__}: {told}"[:2_000]

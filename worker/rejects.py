@@ -1,4 +1,4 @@
-"""Rows of an input file that were refused. They are kept in the chunk's transaction and written to a file once, at the end."""
+"""Rows of an input file that were refused: kept in the chunk's transaction, written to a file once, at the end."""
 
 import csv
 import os

@@ -1,11 +1,10 @@
-"""The relay, in every worker: carries committed jobs from the outbox to Redis. Woken by NOTIFY, with a poll as the net."""
+"""The relay, in every worker: carries jobs from the outbox to Redis. Woken by NOTIFY, with a poll as the net."""
 
 import asyncio
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -16,9 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.availability import Availability
 from worker.database import connect
 from worker.epoch import current_epoch
-from worker.faults import is_expected, is_lost_connection
-from worker.push import BATCH, Pusher
+from worker.faults import LOCK_NOT_AVAILABLE, UNIQUE_VIOLATION, is_expected, is_lost_connection, sqlstate
+from worker.push import Batch, Pusher
 from worker.reporting.observer import Observer
+from worker.sweep import Sweep
 
 CHANNEL = "ratchet_outbox"
 LISTEN_AGAIN_S = 1.0
@@ -56,73 +56,94 @@ class Relay:
         self._pushed = pushed
         self._pace = pace or Pace()
         self._pusher = Pusher(engine, redis)
+        self._sweep = Sweep(
+            engine, redis, every=self._pace.sweep_every, older=self._pace.sweep_older, settle=self._pace.settle
+        )
         self._wake = asyncio.Event()
-        self._has_waiting = False
-        self._next_sweep = 0.0
-        self._had_trouble = True
+        self._drains = asyncio.Lock()
+        self._waiting = frozenset[str]()
+        self._has_trouble = False
         self._log = structlog.get_logger("worker.relay")
 
     def wake(self) -> None:
         """There may be something to send."""
         self._wake.set()
 
-    def acknowledged(self) -> None:
-        """A job has left Redis; another of its id may be waiting for that."""
-        if self._has_waiting:
+    def acknowledged(self, job_id: str) -> None:
+        """A job has left Redis. Another of its id may wait for that."""
+        if job_id in self._waiting:
             self._wake.set()
 
     async def run(self) -> None:
         """Send until cancelled. Outlives both servers' absence."""
         while True:
             self._wake.clear()
+            resent = None
             try:
                 await self.drain()
-                await self._sweep_if_due()
+                resent = await self._sweep.step()
+                self._has_trouble = False
             except Exception as error:  # noqa: BLE001 - the relay must go on; what is unexpected is reported
                 await self._say(error)
+            if resent is None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._pace.poll.total_seconds()):
+                        await self._wake.wait()
             else:
-                self._had_trouble = False
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._pace.poll.total_seconds()):
-                    await self._wake.wait()
+                self._tell(resent)  # and go on at once: the sweep has more pages
 
     async def drain(self) -> int:
-        """Send everything that may be sent now. Returns how many jobs reached Redis."""
-        epoch = await current_epoch(self._engine, self._redis)
-        total, self._has_waiting = 0, False
-        for send in (self._pusher.send_plain, self._pusher.send_coalescing):
-            while True:
-                sent, waiting = await send(epoch.number)
-                self._has_waiting |= waiting
-                total += self._told(sent)
-                if sent < BATCH:
-                    break
-        if epoch.raised_at is None or datetime.now(UTC) - epoch.raised_at >= self._pace.settle:
-            while sent := await self._pusher.send_again(epoch.number):
-                total += self._told(sent)
+        """Send everything that may be sent now. Returns how many jobs reached Redis. Callers take turns."""
+        total, found, refused = 0, 1, dict[int, str]()
+        async with self._drains:
+            try:
+                while found:
+                    found = 0
+                    for batch in await self._batches(refused):
+                        found += batch.found
+                        total += self._tell(batch.sent)
+                        refused |= batch.refused
+            except Exception as error:
+                if not _is_contention(error):
+                    self._sweep.want()
+                raise
         return total
 
-    def _told(self, sent: int) -> int:
+    async def _batches(self, refused: Mapping[int, str]) -> list[Batch]:
+        """One batch of each lane that has something, so that none starves another."""
+        epoch = await current_epoch(self._engine, self._redis)
+        skip = list(refused)
+        backlog = await self._pusher.look(epoch.number, skip)
+        self._waiting = backlog.waiting.union(refused.values())
+        batches: list[Batch] = []
+        if backlog.plain:
+            batches.append(await self._pusher.send_plain(epoch.number, skip))
+        if backlog.coalescing:
+            batches.append(await self._pusher.send_coalescing(epoch.number, skip))
+        if backlog.again and epoch.has_settled(self._pace.settle):
+            batches.append(await self._pusher.send_again(epoch.number))
+        return batches
+
+    def _tell(self, sent: int) -> int:
         if sent:
             self._pushed()
         return sent
 
-    async def _sweep_if_due(self) -> None:
-        """Regularly; and at once after trouble, which may have kept from Redis what is marked as sent."""
-        if not self._had_trouble and time.monotonic() < self._next_sweep:
-            return
-        older = timedelta(0) if self._had_trouble else self._pace.sweep_older
-        self._told(await self._pusher.sweep(older))
-        self._next_sweep = time.monotonic() + self._pace.sweep_every.total_seconds()
-
     async def _say(self, error: Exception) -> None:
+        if _is_contention(error):
+            return
         if is_lost_connection(error) and not await self._availability.check():
             await self._availability.wait()
         elif not isinstance(error, RedisError | OSError) and not is_expected(error):
             self._observer.fault("relay", error)
-        elif not self._had_trouble:
+        elif not self._has_trouble:
             self._log.warning("relay_waits", reason=type(error).__name__)
-        self._had_trouble = True
+        self._has_trouble = True
+
+
+def _is_contention(error: Exception) -> bool:
+    """Another relay has the turn, or was the first to send another job of an id. Nothing was marked."""
+    return sqlstate(error) in {LOCK_NOT_AVAILABLE, UNIQUE_VIOLATION}
 
 
 async def listen(url: str, wake: Callable[[], None], application: str) -> None:

@@ -35,8 +35,12 @@ class RetryPolicy:
 
     def bound(self, failures: int) -> timedelta:
         """The longest wait after the `failures`-th failure (from 1)."""
-        # The exponent is held where it can't overflow; the cap is reached long before.
-        return min(self.cap, self.base * self.factor ** min(failures - 1, 60))
+        if not self.base:
+            return self.base
+        try:
+            return min(self.cap, self.base * self.factor ** (failures - 1))
+        except OverflowError:  # of the power or of the time: either is far beyond the cap
+            return self.cap
 
     def delay(self, failures: int) -> timedelta:
         """The wait after the `failures`-th failure (from 1), drawn anew at each call."""

@@ -7,10 +7,12 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from arq.connections import ArqRedis
 from arq.worker import Function, func
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.app import App
@@ -18,17 +20,15 @@ from worker.availability import Availability
 from worker.broker import connect_broker
 from worker.claim import Claims
 from worker.consumer import Engine, Worker
-from worker.database import APPLICATION, create_engine
+from worker.database import APPLICATION, DatabaseAway, create_engine
 from worker.executor import Executor
+from worker.faults import is_lost_connection
+from worker.heartbeat import BEAT_EVERY_S
 from worker.lease import Leases, end_this_process
 from worker.relay import Pace, Relay, listen
 from worker.reporting.observer import Observer
 from worker.settings import Settings
 from worker.ticker import Ticker
-
-OVERDUE_GRACE = timedelta(seconds=30)
-"""How long a job may outlive its timeout before its process is recycled."""
-HEALTH_CHECK_INTERVAL_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,13 @@ async def services(app: App, settings: Settings, observer: Observer, *, pushed: 
     database_url = settings.database_url.get_secret_value()
     engine = create_engine(database_url, pool_size=settings.connections)
 
-    async def probe() -> None:
-        async with engine.connect():
-            pass
-
-    availability = Availability(probe)
+    availability = Availability(engine)
     redis = connect_broker(settings.redis_url.get_secret_value())
     pace = Pace(
         poll=timedelta(seconds=settings.relay_poll),
         sweep_every=timedelta(seconds=settings.sweep_interval),
         sweep_older=timedelta(seconds=settings.sweep_interval),
-        settle=timedelta(seconds=settings.lease / 3),
+        settle=timedelta(seconds=settings.lease / 3 + 1),
     )
     relay = Relay(engine, redis, availability, observer, pushed=pushed, pace=pace)
     executor = Executor(app.handlers, engine, observer, availability, worker_name())
@@ -94,31 +90,47 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
             worker.wake()
 
     async with services(app, settings, observer, pushed=pushed) as parts:
-        grace = timedelta(seconds=settings.shutdown_grace)
-        lease = timedelta(seconds=settings.lease)
+        grace, lease = timedelta(seconds=settings.shutdown_grace), timedelta(seconds=settings.lease)
+
+        async def look_for_database(_ctx: dict[Any, Any]) -> None:
+            await parts.availability.check()
 
         async def refill() -> bool:
-            return await parts.relay.drain() > 0
+            try:
+                return await parts.relay.drain() > 0
+            except (DBAPIError, DatabaseAway) as error:
+                if not is_lost_connection(error):
+                    raise
+                await parts.availability.check()
+                return True
 
-        engine = Engine(
-            execute=parts.executor.execute,
-            may_claim=parts.availability.is_up,
-            acknowledged=parts.relay.acknowledged,
-            refill=refill,
-            leases=Leases(settings.redis_url.get_secret_value(), lease, OVERDUE_GRACE, end_this_process(grace)),
-            claims=Claims(parts.redis, int(lease.total_seconds() * 1000)),
-        )
         worker = Worker(
             arq_functions(app),
-            engine=engine,
+            engine=Engine(
+                execute=parts.executor.execute,
+                may_claim=parts.availability.is_up,
+                acknowledged=parts.relay.acknowledged,
+                refill=refill,
+                fault=partial(observer.fault, "consumer"),
+                abandon=partial(os._exit, os.EX_SOFTWARE),
+                leases=Leases(
+                    settings.redis_url.get_secret_value(),
+                    lease,
+                    max(grace, lease),
+                    recycle=end_this_process(grace),
+                    fault=partial(observer.fault, "lease"),
+                ),
+                claims=Claims(parts.redis, lease),
+            ),
             queues=settings.queues,
             redis_pool=parts.redis,
             burst=burst,
+            on_startup=look_for_database,
             max_jobs=settings.concurrency,
             poll_delay=settings.poll_delay,
             keep_result=settings.keep_result,
             job_completion_wait=settings.shutdown_grace,
-            health_check_interval=HEALTH_CHECK_INTERVAL_S,
+            health_check_interval=BEAT_EVERY_S,
         )
         await worker.serve()
 

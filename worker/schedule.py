@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from worker.job import Job
+from worker.job import NAME, Job
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Cron:
     """Enqueue `job` at the times of a crontab line: minute, hour, day of month, month, day of week.
 
@@ -19,31 +19,51 @@ class Cron:
 
     job: Job
     crontab: str
-    name: str = ""
+    name: str
     """Tells two entries of one job apart; the job's name unless given."""
-    tz: str = "UTC"
-    grace: timedelta = timedelta(hours=1)
+    tz: str
+    grace: timedelta
     """A tick missed for longer than this is not made up for."""
 
-    def __post_init__(self) -> None:
-        if not self.name:
-            object.__setattr__(self, "name", self.job.job_name)
+    def __init__(
+        self,
+        job: Job,
+        crontab: str,
+        name: str | None = None,
+        tz: str = "UTC",
+        grace: timedelta = timedelta(hours=1),
+    ) -> None:
+        """Raises ValueError for what is no crontab, no time zone, no name, or a grace of less than nothing."""
+        values = {"job": job, "crontab": crontab, "name": name or job.job_name, "tz": tz, "grace": grace}
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+        if not NAME.fullmatch(self.name):
+            raise ValueError(
+                f"A cron entry is called {self.name[:50]!r}; "
+                "use at most 200 letters, digits, dots, dashes, colons or underscores."
+            )
+        if grace < timedelta(0):
+            raise ValueError(f"The cron entry {self.name} has a grace of {grace}; give a time of zero or more.")
         try:
-            CronSim(self.crontab, datetime.now(ZoneInfo(self.tz)))
+            zone = ZoneInfo(tz)
+        except (LookupError, ValueError, OSError) as error:
+            raise ValueError(f"The cron entry {self.name} has the time zone {tz!r}; use an IANA name.") from error
+        try:
+            CronSim(crontab, datetime.now(zone))
         except CronSimError as error:
-            raise ValueError(f"The cron entry {self.name} has the crontab {self.crontab!r}: {error}.") from error
-        except (ZoneInfoNotFoundError, ValueError) as error:
-            raise ValueError(f"The cron entry {self.name} has the time zone {self.tz!r}; use an IANA name.") from error
+            raise ValueError(f"The cron entry {self.name} has the crontab {crontab!r}: {error}.") from error
 
     def ticks_after(self, moment: datetime) -> Iterator[datetime]:
         """The times after `moment` (aware), ascending, in UTC."""
         for tick in CronSim(self.crontab, moment.astimezone(ZoneInfo(self.tz))):
-            yield tick.astimezone(UTC)
+            # In the hour that the clock repeats, cronsim gives what the first pass of it has dealt with.
+            if tick > moment:
+                yield tick.astimezone(UTC)
 
     def newest_tick(self, after: datetime, until: datetime) -> datetime | None:
-        """The last time in (after, until], or None. Looks no further back than the grace, so it stays cheap."""
+        """The last time in (after, until] that is younger than the grace; None if there is none."""
         newest = None
-        for tick in self.ticks_after(max(after, until - self.grace - timedelta(seconds=1))):
+        for tick in self.ticks_after(max(after, until - self.grace)):
             if tick > until:
                 break
             newest = tick

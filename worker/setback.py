@@ -1,22 +1,67 @@
-"""What an attempt that did not commit leaves behind: a failure, a snooze, a cancellation, in a transaction of its own."""
+"""What an attempt that did not commit leaves behind: a failure, a snooze, a cancellation."""
 
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker import run as ledger
 from worker.availability import Availability
 from worker.database import DatabaseAway
-from worker.faults import is_lost_connection
+from worker.faults import is_expected, is_lost_connection
 from worker.outcome import BUSY, Cancelled, Dead, Duplicate, Outcome, Released, Retrying, Snoozed, describe
 from worker.retry import RetryPolicy
+from worker.stored import as_text
+from worker.wire import ABORTED, UNREADABLE_NAME
 
 MAX_TRACEBACK = 20_000
 """Characters; the innermost frames stand at the end and are kept."""
 
-Decision = Callable[[int], tuple[ledger.Move, Outcome]]
+# Compare-and-set: a run that is final, or whose attempt somebody else counted, stays as it is. A job from the outbox
+# is written only while its row stands.
+_MOVE = text("""
+insert into worker.run
+    (id, enqueued_ms, name, queue, status, from_outbox, attempt, next_at, error, message, finished_at)
+select :id, :ms, :name, :queue, :status, :from_outbox, :attempt,
+    case when not :final then clock_timestamp() + :delay end, :error, :message,
+    case when :final then clock_timestamp() end
+where not :from_outbox or exists (select from worker.outbox where id = :id and enqueued_ms = :ms)
+on conflict (id, enqueued_ms) do update set status = excluded.status, attempt = excluded.attempt,
+    next_at = excluded.next_at, error = excluded.error, message = excluded.message, finished_at = excluded.finished_at
+where run.attempt = :failures and run.finished_at is null
+""")
+_NOTE_FAILURE = text("""
+insert into worker.attempt (id, enqueued_ms, attempt, error, traceback, worker)
+values (:id, :ms, :attempt, :error, :traceback, :worker)
+""")
+# What can't be read doesn't say its enqueue time, so its outbox row is known by its bytes.
+_TAKE_UNREADABLE = text("delete from worker.outbox where id = :id and message = :message")
+_FAILURES = text("select attempt from worker.run where id = :id and enqueued_ms = :ms for update")
+_LOOK = text("select status, result, error from worker.run where id = :id and enqueued_ms = :ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Where a run goes when its attempt did not commit."""
+
+    status: ledger.Status
+    error: str
+    delay: timedelta = timedelta(0)
+    burns: bool = False
+    """Whether it is a failure, and burns an attempt."""
+    traceback: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing comes after it."""
+        return self.status in ledger.FINAL
+
+
+Decision = Callable[[int], tuple[Move, Outcome]]
 """From the failures counted so far to where the run goes, and what that is called."""
 
 
@@ -25,27 +70,35 @@ def failed(error: BaseException, retry: RetryPolicy) -> Decision:
     trace = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
     told = describe(error)
 
-    def decide(failures: int) -> tuple[ledger.Move, Outcome]:
+    def decide(failures: int) -> tuple[Move, Outcome]:
         if retry.is_hopeless(error, failures + 1):
-            return ledger.Move("dead", told, counts=True, traceback=trace), Dead(told)
+            return Move("dead", told, burns=True, traceback=trace), Dead(told)
         delay = retry.delay(failures + 1)
-        return ledger.Move("retrying", told, delay, counts=True, traceback=trace), Retrying(delay, told)
+        return Move("retrying", told, delay, burns=True, traceback=trace), Retrying(delay, told)
 
     return decide
 
 
 def snoozed(outcome: Snoozed, error: BaseException) -> Decision:
     """A wait that the handler asked for."""
-    return lambda _: (ledger.Move("snoozed", describe(error), outcome.delay), outcome)
+    return lambda _: (Move("snoozed", describe(error), outcome.delay), outcome)
 
 
 def cancelled(outcome: Cancelled) -> Decision:
     """An end that the handler or arq's abort asked for."""
-    return lambda _: (ledger.Move("cancelled", outcome.reason), outcome)
+    return lambda _: (Move("cancelled", outcome.reason), outcome)
+
+
+def duplicate_of(ended: ledger.Ended) -> Duplicate:
+    """A delivery of a run that is final already."""
+    if ended.status in {None, "completed"}:
+        return Duplicate(ended.result)
+    error = ended.error or str(ended.status)
+    return Duplicate(None, failed=f"{ABORTED}: {error}" if ended.status == "cancelled" else error)
 
 
 class Setbacks:
-    """Records them in the ledger."""
+    """Records them in the ledger, each in a transaction of its own."""
 
     def __init__(self, engine: AsyncEngine, availability: Availability, worker: str) -> None:
         """`worker` names this process beside the failures it met."""
@@ -54,26 +107,51 @@ class Setbacks:
         self._worker = worker
 
     async def record(self, run: ledger.Identity, message: bytes, seen: int | None, decide: Decision) -> Outcome:
-        """Write down what was decided. `seen`: the failures that the attempt saw; None where it saw none, having not begun.
+        """Write down what was decided.
 
-        Where the ledger can't be written just now, or somebody else has moved the run on, nothing counts.
+        `seen`: how many failures the attempt saw when it began; None where it saw none. Where the ledger can't be
+        written just now, or somebody else has moved the run on, nothing counts. Raises what nobody expects.
         """
         try:
             async with self._engine.begin() as connection:
-                failures = await ledger.failures(connection, run) if seen is None else seen
+                failures = await self._failures(connection, run) if seen is None else seen
                 move, outcome = decide(failures)
-                if await ledger.move(connection, run, move, seen=failures, message=message, worker=self._worker):
+                if await self._move(connection, run, move, failures, message):
                     return outcome
-                ended = await ledger.look(connection, run)
+                row = (await connection.execute(_LOOK, run.key)).one_or_none()
         except (DBAPIError, DatabaseAway) as error:
+            if not is_expected(error):
+                raise
             if is_lost_connection(error):
                 await self._availability.check()
             return Released(f"the ledger can't be written ({type(error).__name__})", BUSY)
-        return duplicate_of(ended) if ended else Released("another worker has taken it over", BUSY)
+        if row is not None and row.status not in ledger.FINAL:
+            return Released("another worker has taken it over", BUSY)
+        return duplicate_of(ledger.Ended(row.status, row.result, row.error) if row else ledger.Ended(None))
 
+    async def _failures(self, connection: AsyncConnection, run: ledger.Identity) -> int:
+        """How many the run counts; locks it, where it exists."""
+        return (await connection.execute(_FAILURES, run.key)).scalar_one_or_none() or 0
 
-def duplicate_of(ended: ledger.Ended) -> Duplicate:
-    """A delivery of a run that is final already."""
-    if ended.status in {None, "completed"}:
-        return Duplicate(ended.result)
-    return Duplicate(None, failed=ended.error or ended.status)
+    async def _move(
+        self, connection: AsyncConnection, run: ledger.Identity, move: Move, failures: int, message: bytes
+    ) -> bool:
+        """Write `move`. False: the run is final, or somebody else has counted this attempt."""
+        attempt, error = failures + move.burns, as_text(move.error)
+        mine = {"name": run.name, "queue": run.queue, "from_outbox": run.from_outbox, "failures": failures}
+        kept = message if move.is_final else None
+        state = {"status": move.status, "attempt": attempt, "delay": move.delay, "error": error, "final": move.is_final}
+        moved = await connection.execute(_MOVE, {**run.key, **mine, **state, "message": kept})
+        if moved.rowcount == 0:
+            return False
+        if move.burns:
+            trace = as_text(move.traceback)
+            note = {"attempt": attempt, "error": error, "traceback": trace, "worker": self._worker}
+            await connection.execute(_NOTE_FAILURE, {**run.key, **note})
+        if move.is_final:
+            await ledger.take_row(connection, run)
+            if run.name == UNREADABLE_NAME:
+                await connection.execute(_TAKE_UNREADABLE, {"id": run.job_id, "message": message})
+        elif not run.from_outbox:
+            await ledger.adopt(connection, run, message)
+        return True

@@ -3,13 +3,15 @@
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker.broker import check_url
 from worker.job import DEFAULT_QUEUE, NAME
 
+DEFAULT_REDIS_URL = "redis://localhost:6379"
+DEFAULT_CONCURRENCY = 10
 SPARE_CONNECTIONS = 4
 """Beyond one a job: the relay, the schedule, the ending of zombies, and a look from a command."""
 
@@ -27,13 +29,13 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="WORKER_", extra="ignore", frozen=True, populate_by_name=True)
 
     database_url: SecretStr = Field(validation_alias="DATABASE_URL")
-    redis_url: SecretStr = Field(SecretStr("redis://localhost:6379"), validation_alias="REDIS_URL")
+    redis_url: SecretStr = Field(SecretStr(DEFAULT_REDIS_URL), validation_alias="REDIS_URL")
     sentry_dsn: SecretStr | None = Field(None, validation_alias="SENTRY_DSN")
 
     app: str = "jobs.app:app"
     queues: Annotated[tuple[str, ...], NoDecode] = (DEFAULT_QUEUE,)
-    concurrency: int = Field(10, ge=1, le=10_000)
-    processes: int = Field(1, ge=1, le=1)
+    concurrency: int = Field(DEFAULT_CONCURRENCY, ge=1, le=10_000)
+    processes: int = Field(1, ge=1)
     pool_size: int | None = Field(None, ge=1, le=20_000)
     """Connections to PostgreSQL; concurrency + 4 unless given."""
 
@@ -67,6 +69,13 @@ class Settings(BaseSettings):
             raise ValueError("give names of queues, separated by commas")
         return value
 
+    @field_validator("processes")
+    @classmethod
+    def _check_processes(cls, value: int) -> int:
+        if value > 1:
+            raise ValueError("more than one process comes with a later version; start worker run once for each")
+        return value
+
     @field_validator("app")
     @classmethod
     def _check_app(cls, value: str) -> str:
@@ -82,7 +91,8 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: SecretStr) -> SecretStr:
-        return _checked_url(value, REDIS_SCHEMES)
+        check_url(_checked_url(value, REDIS_SCHEMES).get_secret_value())
+        return value
 
     @model_validator(mode="after")
     def _check_pool(self) -> Self:
@@ -127,12 +137,9 @@ def _sentence(field: str, kind: str, message: str) -> str:
 
 
 def _checked_url(value: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
-    try:
-        scheme = urlsplit(value.get_secret_value()).scheme
-    except ValueError as error:
-        raise ValueError(f"it is no URL ({error})") from None
+    """Raises ValueError, whose text holds nothing of the URL but its scheme."""
+    scheme, mark, _ = value.get_secret_value().partition("://")
     if scheme not in schemes:
-        raise ValueError(
-            f"it begins with {scheme[:20] or 'no scheme'!r}; use one of {', '.join(f'{known}://' for known in schemes)}"
-        )
+        begins = f"it begins with {scheme[:20]}://" if mark else "it is no URL"
+        raise ValueError(f"{begins}; use one of {', '.join(f'{known}://' for known in schemes)}")
     return value

@@ -2,31 +2,29 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 async def to_its_end(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Await `coroutine` to its end even if the caller is cancelled meanwhile.
-
-    The cancellation is then spent: what was under way has happened, and is reported as what it is.
-    """
+    """Await `coroutine` to its end even if the caller is cancelled meanwhile; `is_cancelled` then says so."""
     task = asyncio.ensure_future(coroutine)
     while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            spend_cancellation(error)
-        except BaseException:  # noqa: BLE001, S110 - raised below, from the task itself
-            pass
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait((task,))
     return task.result()
 
 
-def spend_cancellation(error: BaseException) -> None:
-    """A cancellation that was caught is answered by an outcome; the task goes on to settle it."""
+def is_cancelled() -> bool:
+    """Whether the calling task was asked to end, and hasn't answered yet."""
     task = asyncio.current_task()
-    if isinstance(error, asyncio.CancelledError) and task is not None:
-        task.uncancel()
+    return task is not None and task.cancelling() > 0
+
+
+def answer_cancellation() -> None:
+    """What the calling task was cancelled for has been done; it goes on to tell of it."""
+    task = asyncio.current_task()
+    while task is not None and task.uncancel() > 0:
+        pass

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 from pydantic import JsonValue
 from pydantic_core import to_jsonable_python
-from sqlalchemy import Result, select, text
+from sqlalchemy import Result, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from uuid_utils import uuid7
 
+from worker import lanes
 from worker.app import App
 from worker.availability import Availability
 from worker.chunk import Chunk, Step
@@ -23,11 +24,11 @@ from worker.delivery import Delivery, NoHold
 from worker.executor import Executor
 from worker.handler import ChunkedHandler
 from worker.job import Job
-from worker.models import Outbox
+from worker.models import Outbox, Run
 from worker.outcome import Outcome
 from worker.reporting.observer import Observers
 from worker.run import CurrentRun, running
-from worker.wire import Message, decode
+from worker.wire import Message, decode, restamp
 
 J = TypeVar("J", bound=Job)
 
@@ -46,6 +47,12 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
         )
     now = datetime.now(UTC)
     run = CurrentRun(str(uuid7()), int(now.timestamp() * 1000), now, 1, job.job_name, job.job_queue)
+    # What a handler keeps for its run (rejected rows) refers to it.
+    await session.execute(
+        insert(Run).values(
+            id=run.job_id, enqueued_ms=run.enqueued_ms, name=run.name, queue=run.queue, status="waiting", from_outbox=False
+        )
+    )
     with running(run):
         if not isinstance(handler, ChunkedHandler):
             return to_jsonable_python(await handler.run(received, session))
@@ -53,10 +60,7 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
         cursor: Any = None
         while True:
             step: Step[Any] = await handler.run(received, session, Chunk(cursor, handler.size))
-            for name, count in step.counts.items():
-                before = counts.get(name, 0)
-                counts[name] = count + (before if isinstance(before, int) else 0)
-            counts |= step.result
+            counts = step.added_to(counts)
             await session.flush()
             if step.cursor is None:
                 return counts
@@ -78,14 +82,10 @@ def _message(row: Outbox) -> Message:
 async def drain(app: App, engine: AsyncEngine, *, limit: int = 1_000) -> list[tuple[Message, Outcome]]:
     """Run every committed job that is due, and those that they enqueue, through the real executor; return what came of each.
 
-    Raises AssertionError after `limit` deliveries: then jobs enqueue each other for ever.
+    Jobs of one key or `job_id` coalesce first, as the relay would have them. Raises AssertionError after `limit`
+    deliveries: then jobs enqueue each other for ever.
     """
-
-    async def probe() -> None:
-        async with engine.connect():
-            pass
-
-    availability = Availability(probe)
+    availability = Availability(engine)
     executor = Executor(app.handlers, engine, Observers(), availability, "worker.testing")
     outcomes: list[tuple[Message, Outcome]] = []
     try:
@@ -93,23 +93,26 @@ async def drain(app: App, engine: AsyncEngine, *, limit: int = 1_000) -> list[tu
             if len(outcomes) >= limit:
                 raise AssertionError(f"drain ran {limit} jobs and more are due; do they enqueue each other?")
             now_ms = time.time_ns() // 1_000_000
-            report = await executor.execute(Delivery(row.id, row.queue, row.message, NoHold(), now_ms, now_ms))
+            raw = restamp(row.message, enqueued_ms=row.enqueued_ms) if row.coalesces else row.message
+            report = await executor.execute(Delivery(row.id, row.queue, raw, NoHold(), now_ms, now_ms))
             outcomes.append((_message(row), report.outcome))
     finally:
         await availability.close()
     return outcomes
 
 
-# A row that coalesces counts as sent while it is run, as the relay would have it.
+# A row counts as sent while it is run, as the relay would have it. What coalesces was marked before.
 _NEXT_DUE = text("""
 update worker.outbox set sent_epoch = 0, sent_at = now() where seq = (
     select seq from worker.outbox as row left join worker.run using (id, enqueued_ms)
     where row.due_at <= now() and coalesce(run.next_at, now()) <= now() and row.name = any(:names)
+        and (row.sent_epoch is not null or not row.coalesces)
     order by row.sent_epoch is null, row.seq limit 1
-) returning id, queue, message
+) returning id, enqueued_ms, queue, message, coalesces
 """)
 
 
 async def _next_due(engine: AsyncEngine, handlers: Mapping[str, object]) -> Any:
     async with engine.begin() as connection:
+        await lanes.rows(connection, lanes.MARK_COALESCING, epoch=0, refused=[])
         return (await connection.execute(_NEXT_DUE, {"names": list(handlers)})).one_or_none()

@@ -1,16 +1,15 @@
-"""The schedule at work, in every worker: each tick is enqueued once over all of them, in one transaction with its note."""
+"""The schedule at work, in every worker: a tick is enqueued once over all of them, in one transaction with its note."""
 
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from worker.availability import Availability
+from worker.brief import brief_transaction
 from worker.faults import is_expected, is_lost_connection
-from worker.models import CronTick
 from worker.outbox import enqueue
 from worker.reporting.observer import Observer
 from worker.reporting.trace import CRON_HEADER
@@ -18,6 +17,18 @@ from worker.schedule import Cron
 
 LOOK_AT_LEAST_EVERY = timedelta(seconds=30)
 """A clock that was set, and a grace that ran out, are noticed within this."""
+LOOK_AGAIN_AFTER = timedelta(seconds=1)
+"""Where something stood in the way."""
+
+_NOW_AND_LAST = text("""
+select clock_timestamp() as now, (select max(scheduled_at) from worker.cron_tick where name = :name) as last
+""")
+# Also after a later tick: who was stopped between the look and the note has nothing to enqueue any more.
+_NOTE = text("""
+insert into worker.cron_tick (name, scheduled_at, job_id) select :name, :at, :job_id
+where not exists (select from worker.cron_tick where name = :name and scheduled_at >= :at)
+on conflict do nothing
+""")
 
 
 class Ticker:
@@ -34,47 +45,43 @@ class Ticker:
     async def run(self) -> None:
         """Until cancelled."""
         while self._schedule:
-            wait = LOOK_AT_LEAST_EVERY
-            try:
-                wait = await self.tick()
-            except Exception as error:  # noqa: BLE001 - the schedule must go on; what is unexpected is reported
-                if is_lost_connection(error):
-                    await self._availability.check()
-                    await self._availability.wait()
-                    continue
-                if not is_expected(error):
-                    self._observer.fault("schedule", error)
-            await asyncio.sleep(wait.total_seconds())
+            waits = [await self._look(cron) for cron in self._schedule]
+            await asyncio.sleep(min(waits).total_seconds())
 
-    async def tick(self) -> timedelta:
-        """Enqueue every entry's tick that is due and that nobody has enqueued. Returns how long the next is away."""
-        now = datetime.min
-        for cron in self._schedule:
-            # A transaction an entry: its row is all that two workers could ever wait for.
-            async with AsyncSession(self._engine) as session, session.begin():
-                now = await _tick(session, cron)
-        upcoming = min(next(cron.ticks_after(now)) for cron in self._schedule)
-        return min(LOOK_AT_LEAST_EVERY, max(timedelta(milliseconds=10), upcoming - now))
+    async def tick(self, cron: Cron) -> timedelta:
+        """Enqueue the entry's tick if one is due that nobody has enqueued. Returns how long the next is away."""
+        async with brief_transaction(self._engine) as connection:
+            looked = (await connection.execute(_NOW_AND_LAST, {"name": cron.name})).one()
+            now: datetime = looked.now
+            last: datetime | None = looked.last
+            due = cron.newest_tick(after=last, until=now) if last else None
+            if not last:
+                # The first deploy: what lies behind is passed over, and this note says from when on.
+                await _note(connection, cron, now, None)
+            elif due:
+                await _enqueue(connection, cron, due)
+        return next(cron.ticks_after(now)) - now
+
+    async def _look(self, cron: Cron) -> timedelta:
+        """Tick; one entry's trouble is no other's. Returns when to look again."""
+        try:
+            return min(LOOK_AT_LEAST_EVERY, await self.tick(cron))
+        except Exception as error:  # noqa: BLE001 - the schedule must go on; what is unexpected is reported
+            if is_lost_connection(error) and not await self._availability.check():
+                await self._availability.wait()
+            elif not is_expected(error):
+                self._observer.fault("schedule", error)
+            return LOOK_AGAIN_AFTER
 
 
-async def _tick(session: AsyncSession, cron: Cron) -> datetime:
-    now: datetime = (await session.execute(select(func.clock_timestamp()))).scalar_one()
-    newest = select(CronTick.scheduled_at).where(CronTick.name == cron.name).order_by(CronTick.scheduled_at.desc()).limit(1)
-    last = (await session.execute(newest)).scalar_one_or_none()
-    if last is None:
-        # The first deploy: what lies behind is passed over, and this note says from when on.
-        await _note(session, cron, now, None)
-        return now
-    due = cron.newest_tick(after=last, until=now)
-    # The note comes first: who loses the race for it enqueues nothing.
-    if due is not None and await _note(session, cron, due, "pending"):
+async def _enqueue(connection: AsyncConnection, cron: Cron, due: datetime) -> None:
+    async with AsyncSession(connection, join_transaction_mode="rollback_only") as session:
         job_id = enqueue(session, cron.job, headers={CRON_HEADER: cron.name})
-        tick = await session.get_one(CronTick, (cron.name, due))
-        tick.job_id = job_id
-    return now
+        # The note comes first: who loses the race for it enqueues nothing.
+        if await _note(connection, cron, due, job_id):
+            await session.flush()
 
 
-async def _note(session: AsyncSession, cron: Cron, scheduled_at: datetime, job_id: str | None) -> bool:
-    note = insert(CronTick).values(name=cron.name, scheduled_at=scheduled_at, job_id=job_id)
-    noted = await session.execute(note.on_conflict_do_nothing().returning(CronTick.name))
-    return noted.scalar_one_or_none() is not None
+async def _note(connection: AsyncConnection, cron: Cron, scheduled_at: datetime, job_id: str | None) -> bool:
+    note = {"name": cron.name, "at": scheduled_at, "job_id": job_id}
+    return (await connection.execute(_NOTE, note)).rowcount == 1

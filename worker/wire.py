@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from pydantic import JsonValue
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json, to_json, to_jsonable_python
 
 from worker.job import MAX_PAYLOAD_BYTES, NAME
 
@@ -49,7 +49,25 @@ class Unreadable:
 
 
 def encode(message: Message) -> bytes:
-    """The bytes of `arq:job:{id}`."""
+    """The bytes of `arq:job:{id}`. Raises ValueError where headers make it larger than a worker takes."""
+    encoded = _encode(message)
+    if len(encoded) > MAX_MESSAGE_BYTES:
+        raise ValueError(
+            f"The message of {message.name} has {len(encoded):,} bytes; the limit is {MAX_MESSAGE_BYTES:,}: "
+            "send fewer headers."
+        )
+    return encoded
+
+
+def restamp(raw: bytes, *, enqueued_ms: int) -> bytes:
+    """The same message from the outbox, with this enqueue time. Never raises: what can't be read is left as it is."""
+    message = decode(raw)
+    if isinstance(message, Unreadable):
+        return raw
+    return _encode(Message(message.name, message.payload, enqueued_ms, from_outbox=True, headers=message.headers))
+
+
+def _encode(message: Message) -> bytes:
     arguments = message.payload
     if message.headers:
         arguments = to_json({**from_json(arguments), "_headers": dict(message.headers)})
@@ -60,14 +78,6 @@ def encode(message: Message) -> bytes:
         message.enqueued_ms,
         origin,
     )
-
-
-def restamp(raw: bytes, *, enqueued_ms: int) -> bytes:
-    """The same message from the outbox, with this enqueue time. What can't be read is left as it is."""
-    message = decode(raw)
-    if isinstance(message, Unreadable):
-        return raw
-    return encode(Message(message.name, message.payload, enqueued_ms, from_outbox=True, headers=message.headers))
 
 
 def decode(raw: bytes) -> Message | Unreadable:
@@ -82,7 +92,8 @@ def decode(raw: bytes) -> Message | Unreadable:
 def _decode(raw: bytes) -> Message:
     if len(raw) > MAX_MESSAGE_BYTES:
         raise ValueError(
-            f"the message has {len(raw):,} bytes and the limit is {MAX_MESSAGE_BYTES:,}; store the data elsewhere and send its key"
+            f"the message has {len(raw):,} bytes and the limit is {MAX_MESSAGE_BYTES:,}; "
+            "store the data elsewhere and send its key"
         )
     try:
         body = from_json(raw, allow_inf_nan=False)
@@ -145,13 +156,14 @@ def encode_result(result: Result) -> bytes:
         "q": result.queue,
         "id": result.job_id,
     }
-    encoded = to_json(envelope)
+    # The standard library's, since a handler's error may quote half a surrogate pair, which UTF-8 has no bytes for.
+    encoded = json.dumps(to_jsonable_python(envelope, inf_nan_mode="null"), separators=(",", ":")).encode()
     # The payload is JSON already; it goes in as it stands.
     return encoded.replace(b'"k":null', b'"k":' + (message.payload if message else b"{}"), 1)
 
 
 def serialize(value: dict[str, Any]) -> bytes:
-    """arq's `job_serializer` in JSON. An error becomes `Type: text`. Raises TypeError for what is no JSON."""
+    """As arq's `job_serializer`, in JSON. An error becomes `Type: text`. Raises TypeError for what is no JSON."""
     return json.dumps(value, default=_error_text, separators=(",", ":")).encode()
 
 
@@ -160,7 +172,7 @@ class JobFailed(Exception):  # noqa: N818 - what it says
 
 
 def deserialize(raw: bytes) -> dict[str, Any]:
-    """arq's `job_deserializer` in JSON. Raises ValueError for anything else, a pickle among it.
+    """As arq's `job_deserializer`, in JSON. Raises ValueError for anything else, a pickle among it.
 
     A failed result becomes the exception that arq's `Job.result()` and `Job.abort()` expect to find.
     """

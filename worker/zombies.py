@@ -1,9 +1,13 @@
 """The end of a zombie: a worker that was stopped or cut off in mid-transaction and still holds a run's lock."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
 
+import structlog
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.database import APPLICATION, LOCK_TIMEOUT_MS
 
@@ -13,17 +17,49 @@ LOOK_EVERY_S = 0.1
 # the same backend began since. Who blocks whom is read and acted on in one statement.
 _END = text("""
 select pg_terminate_backend(activity.pid)
-from unnest(pg_blocking_pids(:waiting)) as blocking (pid) join pg_stat_activity as activity using (pid)
+from (select distinct unnest(pg_blocking_pids(waiting)) from unnest(cast(:waiting as int[])) as waiting) as blocking (pid)
+    join pg_stat_activity as activity using (pid)
 where starts_with(activity.application_name, :application)
     and activity.xact_start < clock_timestamp() - make_interval(secs => :waited)
 """)
 
 
-async def end_blockers(engine: AsyncEngine, waiting: int) -> None:
-    """End what blocks the backend `waiting` (its pid), as soon as it is seen to block. Runs until cancelled."""
-    async with engine.connect() as plain:
-        connection = await plain.execution_options(isolation_level="AUTOCOMMIT")
-        while True:
-            parameters = {"waiting": waiting, "application": APPLICATION, "waited": LOCK_TIMEOUT_MS / 1000}
-            await connection.execute(_END, parameters)
-            await asyncio.sleep(LOOK_EVERY_S)
+class Zombies:
+    """Ends them, over one helper connection for all the jobs of this process that wait."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._waiting: set[int] = set()
+        self._ending: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger("worker.zombies")
+
+    @asynccontextmanager
+    async def ended_for(self, connection: AsyncConnection) -> AsyncGenerator[None]:
+        """Within it, what blocks `connection` is ended as soon as it is seen to block."""
+        raw = await connection.get_raw_connection()
+        driver: Any = raw.driver_connection
+        waiting: int = driver.get_server_pid()
+        self._waiting.add(waiting)
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end_blockers(), name="zombies")
+        try:
+            yield
+        finally:
+            self._waiting.discard(waiting)
+            if not self._waiting and self._ending is not None:
+                ending, self._ending = self._ending, None
+                ending.cancel()
+                await asyncio.wait((ending,))
+
+    async def _end_blockers(self) -> None:
+        try:
+            async with self._engine.connect() as plain:
+                connection = await plain.execution_options(isolation_level="AUTOCOMMIT")
+                while True:
+                    limits = {"application": APPLICATION, "waited": LOCK_TIMEOUT_MS / 1000}
+                    ended = await connection.execute(_END, {"waiting": list(self._waiting), **limits})
+                    if ended.rowcount:
+                        self._log.warning("zombie_ended", backends=ended.rowcount)
+                    await asyncio.sleep(LOOK_EVERY_S)
+        except Exception as error:  # noqa: BLE001 - the jobs are put back and offered again; say why nothing moves
+            self._log.warning("zombie_not_ended", error=type(error).__name__)

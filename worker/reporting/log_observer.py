@@ -29,6 +29,7 @@ class LogObserver:
     def __init__(self, *, payloads: bool = False) -> None:
         """With `payloads` the payload and the error's text are logged too; both may hold data."""
         self._payloads = payloads
+        self._log = structlog.get_logger("worker.job")
 
     @contextmanager
     def observe(self, subject: Subject) -> Generator[Observation]:
@@ -37,7 +38,7 @@ class LogObserver:
         trace = {"trace_id": trace_id} if trace_id else {}
         tokens = dict(bind_contextvars(job=subject.name, job_id=subject.job_id, queue=subject.queue, **trace))
         try:
-            yield _LoggedAttempt(subject, tokens, payloads=self._payloads)
+            yield _LoggedAttempt(self._log, subject, tokens, payloads=self._payloads)
         finally:
             reset_contextvars(**tokens)
 
@@ -45,7 +46,7 @@ class LogObserver:
         """One line: a warning for what happens to everybody, else an error with the frames it came through."""
         log = structlog.get_logger("worker")
         if isinstance(error, UnknownJob):
-            log.warning("unknown_job", job=error.name, hint="it waits; deploy a worker that has a handler, or add an alias")
+            log.warning("unknown_job", job=error.name, hint="deploy a worker that has a handler, or add an alias")
         elif is_expected(error):
             log.warning("fault", part=part, error=type(error).__name__)
         else:
@@ -53,7 +54,8 @@ class LogObserver:
 
 
 class _LoggedAttempt:
-    def __init__(self, subject: Subject, tokens: dict[str, Token[Any]], *, payloads: bool) -> None:
+    def __init__(self, log: Any, subject: Subject, tokens: dict[str, Token[Any]], *, payloads: bool) -> None:
+        self._log = log
         self._subject = subject
         self._tokens = tokens
         self._payloads = payloads
@@ -75,7 +77,7 @@ class _LoggedAttempt:
                 fields["error_text"] = outcome.error
         if self._payloads:
             fields["payload"] = self._subject.payload[:MAX_SHOWN].decode("utf-8", "replace")
-        structlog.get_logger("worker.job").log(_level(outcome), type(outcome).__name__.lower(), **fields)
+        self._log.log(_level(outcome), type(outcome).__name__.lower(), **fields)
 
 
 def _level(outcome: Outcome) -> int:
@@ -107,5 +109,5 @@ def _trace_id(subject: Subject) -> str | None:
     given = TRACE_ID.match(subject.headers.get("sentry-trace", ""))
     if given:
         return given[0]
-    span = sentry_sdk.get_current_span()
-    return span.trace_id if span else None
+    transaction = sentry_sdk.get_current_scope().transaction
+    return transaction.trace_id if transaction else None

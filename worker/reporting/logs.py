@@ -16,10 +16,18 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from worker.reporting.tracebacks import without_texts
 from worker.settings import Settings
 
-QUIET = ("arq", "asyncio", "sqlalchemy", "urllib3")
-"""Heard from warnings on. Below that they chatter, and some of them quote payloads and rows."""
+QUIET = {"arq": logging.WARNING, "asyncio": logging.WARNING, "sqlalchemy": logging.WARNING, "urllib3": logging.ERROR}
+"""From which level on these are heard. Below it they chatter, and some of them quote payloads and rows.
+
+urllib3 warns of each try of each envelope while Sentry is away.
+"""
+
+FIRST = ("timestamp", "level", "event", "job", "job_id", "queue", "attempt", "trace_id")
+"""In this order they stand at the head of a line."""
 
 HANDLER = "ratchet"
+ARQ_HANDLER = "arq.standard"
+"""The stock arq command's own; it would write each line a second time."""
 RECORD_FIELDS = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime"})
 """What every record has, the last two once any formatter has seen it."""
 
@@ -48,23 +56,33 @@ def configure(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *finish],
         )
     )
+    if not settings.log_payloads:
+        handler.addFilter(_name_errors)
     root = logging.getLogger()
     root.handlers = [other for other in root.handlers if other.get_name() != HANDLER] + [handler]
     root.setLevel(level)
-    for library in QUIET:
-        logging.getLogger(library).setLevel(max(level, logging.WARNING))
+    for library, least in QUIET.items():
+        logging.getLogger(library).setLevel(max(level, least))
     logging.captureWarnings(capture=True)
+    arq = logging.getLogger("arq")
+    arq.handlers = [other for other in arq.handlers if other.get_name() != ARQ_HANDLER]
 
 
 def _finish(settings: Settings, *, colors: bool) -> list[Processor]:
     """From the event to the text of its line."""
     tracebacks = Tracebacks(texts=settings.log_payloads)
     if settings.log_format == "json":
-        return [structlog.processors.TimeStamper(fmt="iso", utc=True), tracebacks, structlog.processors.JSONRenderer()]
+        return [
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            tracebacks,
+            _sort,
+            structlog.processors.JSONRenderer(),
+        ]
     return [
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
         _escape,
         tracebacks,
+        _sort,
         structlog.dev.ConsoleRenderer(
             colors=colors, pad_event_to=0, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
         ),
@@ -114,8 +132,19 @@ def _error_of(exc_info: object) -> BaseException | None:
     return exc_info if isinstance(exc_info, BaseException) else None
 
 
+def _name_errors(record: logging.LogRecord) -> bool:
+    """A filter of the standard library: `log.exception("failed: %s", error)` names the error's type, not its text."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(type(arg).__name__ if isinstance(arg, BaseException) else arg for arg in record.args)
+    return True
+
+
 def _with_texts(error: BaseException) -> str:
     return "".join(traceback.format_exception(error)).rstrip("\n")
+
+
+def _sort(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    return {**{key: event[key] for key in FIRST if key in event}, **event}
 
 
 def _add_name(logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

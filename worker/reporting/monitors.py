@@ -9,10 +9,9 @@ from sentry_sdk.types import MonitorConfig
 
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Outcome
 from worker.reporting.observer import Subject
+from worker.reporting.trace import CRON_HEADER
 from worker.schedule import Cron
 
-CRON_HEADER = "ratchet-cron"
-"""The header of a cron job's message: its entry's name."""
 MAX_SLUG = 50
 """Sentry's limit."""
 

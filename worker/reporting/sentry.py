@@ -29,7 +29,6 @@ def configure_sentry(settings: Settings) -> None:
             default_integrations=False,
             disabled_integrations=[ArqIntegration],
             integrations=[AtexitIntegration(callback=_say_nothing), ModulesIntegration(), SqlalchemyIntegration()],
-            send_default_pii=False,
             include_local_variables=payloads,
             max_request_body_size="never",
             before_breadcrumb=lambda _crumb, _hint: None,

@@ -84,7 +84,7 @@ class _TracedAttempt:
         if not self._begun:
             self._monitors.begun(self._subject)
         self._begun = True
-        self._scope.set_tag("attempt", attempt)
+        self._scope.set_tag("attempt", str(attempt))
         self._span.set_data(SPANDATA.MESSAGING_MESSAGE_RETRY_COUNT, attempt - 1)
 
     def ended(self, outcome: Outcome, error: BaseException | None) -> None:

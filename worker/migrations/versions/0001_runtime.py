@@ -15,7 +15,7 @@ create table worker.outbox (
     name text not null,
     queue text not null,
     message bytea not null,
-    due_at timestamptz not null default now(),
+    due_at timestamptz not null default now() check (isfinite(due_at)),
     coalesces boolean not null default false,
     sent_epoch bigint,
     sent_at timestamptz
@@ -95,7 +95,8 @@ create table worker.relay_state (
     epoch bigint not null,
     marker text,
     redis_run_id text,
-    raised_at timestamptz
+    raised_at timestamptz,
+    swept_at timestamptz
 );
 create unique index relay_state_one_row on worker.relay_state ((true));
 insert into worker.relay_state (installation, epoch) values (gen_random_uuid()::text, 1);
@@ -112,6 +113,7 @@ end $$;
 create trigger notify after insert on worker.outbox for each statement
     when (current_setting('worker.notify', true) is distinct from 'off')
     execute function worker.notify_outbox();
+revoke all on function worker.notify_outbox() from public;
 """
 
 # The ids are those of worker.outbox.enqueue: UUIDv7 (RFC 9562, section 5.7), or UUIDv8 from sha256 over name, NUL, key.
@@ -128,37 +130,43 @@ declare
     arguments text;
     ms bigint := floor(extract(epoch from clock_timestamp()) * 1000);
     name_pattern constant text := '^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}$';
+    name_advice constant text := 'use at most 200 letters, digits, dots, dashes, colons or underscores';
 begin
     if name is null or name !~ name_pattern then
-        raise exception 'worker.enqueue got the job name %; use at most 200 letters, digits, dots, dashes, colons or underscores.',
-            quote_nullable(left(name, 50)) using errcode = 'invalid_parameter_value';
+        raise exception 'worker.enqueue got the job name %; %.', quote_nullable(left(name, 50)), name_advice
+            using errcode = 'invalid_parameter_value';
     end if;
     if queue is not null and queue !~ name_pattern then
-        raise exception 'worker.enqueue got the queue %; use at most 200 letters, digits, dots, dashes, colons or underscores.',
-            quote_nullable(left(queue, 50)) using errcode = 'invalid_parameter_value';
+        raise exception 'worker.enqueue got the queue %; %.', quote_nullable(left(queue, 50)), name_advice
+            using errcode = 'invalid_parameter_value';
     end if;
     if jsonb_typeof(payload) is distinct from 'object' then
-        raise exception 'worker.enqueue got a payload that is %; give a JSON object.', coalesce(jsonb_typeof(payload), 'null')
-            using errcode = 'invalid_parameter_value';
+        raise exception 'worker.enqueue got a payload that is %; give a JSON object.',
+            coalesce(jsonb_typeof(payload), 'null') using errcode = 'invalid_parameter_value';
     end if;
     if key is not null and job_id is not null then
-        raise exception 'worker.enqueue got both key and job_id; a key coalesces, a job_id is applied once: give one of them.'
-            using errcode = 'invalid_parameter_value';
+        raise exception 'worker.enqueue got both key and job_id; %.',
+            'a key coalesces, a job_id is applied once: give one of them' using errcode = 'invalid_parameter_value';
     end if;
     if delay is not null and at is not null then
-        raise exception 'worker.enqueue got both delay and at; give one of them.' using errcode = 'invalid_parameter_value';
+        raise exception 'worker.enqueue got both delay and at; give one of them.'
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if not isfinite(coalesce(at, now() + delay, now())) then
+        raise exception 'worker.enqueue got a due time that is infinite; give a time or a delay.'
+            using errcode = 'invalid_parameter_value';
     end if;
     if headers is not null and jsonb_typeof(headers) <> 'object' then
         raise exception 'worker.enqueue got headers that are %; give a JSON object of texts.', jsonb_typeof(headers)
             using errcode = 'invalid_parameter_value';
     end if;
-    arguments := (case when headers is null then payload else payload || jsonb_build_object('_headers', headers) end)::text;
+    arguments := case when headers is null then payload else payload || jsonb_build_object('_headers', headers) end;
     if octet_length(arguments) > 1048576 then
-        raise exception 'worker.enqueue got a payload of % bytes; the limit is 1048576: store the data elsewhere and send its key.',
-            octet_length(arguments) using errcode = 'invalid_parameter_value';
+        raise exception 'worker.enqueue got a payload of % bytes; the limit is 1048576: %.', octet_length(arguments),
+            'store the data elsewhere and send its key' using errcode = 'invalid_parameter_value';
     end if;
     if job_id is not null then
-        if job_id !~ '^[\x21-\x7e]{1,200}$' then
+        if job_id !~ '^[!-~]{1,200}$' then
             raise exception 'worker.enqueue got the job_id %; use 1 to 200 printable ASCII characters without spaces.',
                 quote_literal(left(job_id, 50)) using errcode = 'invalid_parameter_value';
         end if;
@@ -169,7 +177,7 @@ begin
             raise exception 'worker.enqueue got a key of % bytes; use 1 to 1000 bytes.', octet_length(key)
                 using errcode = 'invalid_parameter_value';
         end if;
-        bits := substr(sha256(convert_to(name, 'UTF8') || '\x00'::bytea || convert_to(key, 'UTF8')), 1, 16);
+        bits := substr(sha256(convert_to(name, 'UTF8') || decode('00', 'hex') || convert_to(key, 'UTF8')), 1, 16);
         bits := set_byte(set_byte(bits, 6, get_byte(bits, 6) & 15 | 128), 8, get_byte(bits, 8) & 63 | 128);
         chosen_id := encode(bits, 'hex')::uuid::text;
     else
@@ -195,17 +203,25 @@ begin
 exception
     when duplicate_object or unique_violation then null;
     when insufficient_privilege then
-        raise warning 'The role worker_producer could not be made; ask an administrator for CREATE ROLE worker_producer NOLOGIN, '
-            'then grant it USAGE on the schema worker and EXECUTE on worker.enqueue.';
+        raise warning 'The role worker_producer could not be made; ask an administrator for %, then grant it %.',
+            'CREATE ROLE worker_producer NOLOGIN', 'USAGE on the schema worker and EXECUTE on worker.enqueue';
 end $$;
 do $$
 begin
     if exists (select from pg_roles where rolname = 'worker_producer') then
         grant usage on schema worker to worker_producer;
-        grant execute on function worker.enqueue(text, jsonb, text, text, interval, timestamptz, text, jsonb) to worker_producer;
+        grant execute on function worker.enqueue(text, jsonb, text, text, interval, timestamptz, text, jsonb)
+            to worker_producer;
     end if;
 end $$;
 """
+
+DOWNGRADE = (
+    "drop function worker.enqueue",
+    "drop table worker.attempt, worker.reject, worker.run, worker.outbox, worker.cron_tick, worker.pause",
+    "drop table worker.relay_state",
+    "drop function worker.notify_outbox",
+)
 
 
 def upgrade() -> None:
@@ -217,11 +233,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Take everything away but the role, which other databases may use."""
-    for statement in (
-        "drop function worker.enqueue",
-        "drop table worker.attempt, worker.reject, worker.run, worker.outbox, worker.cron_tick, worker.pause, worker.relay_state",
-        "drop function worker.notify_outbox",
-    ):
+    for statement in DOWNGRADE:
         op.get_bind().exec_driver_sql(statement)
 
 

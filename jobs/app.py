@@ -1,0 +1,54 @@
+"""The composition root: handlers with their gateways, and the schedule. The one place that puts things together."""
+
+import os
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+from jobs.csv_input import Position
+from jobs.files import Files
+from jobs.orders import handlers as orders
+from jobs.orders.contracts import CancelStale, ImportOrders
+from jobs.orders.imports import import_orders
+from jobs.sales import handlers as sales
+from jobs.sales.contracts import RefreshDaily
+from jobs.users import handlers as users
+from jobs.users.contracts import DeactivateDormant, ExportUsers, ImportUsers
+from jobs.users.export import export_users
+from jobs.users.imports import import_users
+from worker.app import App
+from worker.handler import AnyHandler, ChunkedHandler, Handler
+from worker.schedule import Cron
+from worker.stock import worker_settings
+
+ROWS_A_CHUNK = 5_000
+MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
+
+SCHEDULE = (
+    Cron(RefreshDaily(), "0 1 * * *"),
+    Cron(DeactivateDormant(dormant_for=timedelta(days=180)), "30 3 * * *"),
+    Cron(CancelStale(older_than=timedelta(days=30)), "0 4 * * *"),
+)
+
+
+def handlers(files: Files) -> tuple[AnyHandler, ...]:
+    """All handlers of the domain, with `files` for those that need files."""
+    return (
+        *users.HANDLERS,
+        *orders.HANDLERS,
+        *sales.HANDLERS,
+        ChunkedHandler(ImportUsers, partial(import_users, files=files), cursor=Position, size=ROWS_A_CHUNK),
+        ChunkedHandler(ImportOrders, partial(import_orders, files=files), cursor=Position, size=ROWS_A_CHUNK),
+        Handler(ExportUsers, partial(export_users, files=files), timeout=timedelta(hours=1)),
+    )
+
+
+app = App(
+    handlers=handlers(Files(Path(os.environ.get("WORKER_FILES_DIR", "files")))),
+    schedule=SCHEDULE,
+    migrations=(MIGRATIONS,),
+    demo="jobs.demo:main",
+)
+
+# For the stock command: arq jobs.app.WorkerSettings
+WorkerSettings = worker_settings(app)

@@ -1,0 +1,16 @@
+"""Fields that several contracts share, with their bounds. Pure."""
+
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+EMAIL = r"^[^@\s\x00]+@[^@\s\x00]+$"
+MAX_EMAIL = 320
+MAX_NAME = 200
+
+Id = Annotated[int, Field(ge=1, lt=2**63)]
+Email = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_EMAIL, pattern=EMAIL)]
+FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1_000)]
+"""Below WORKER_FILES_DIR."""
+Age = Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(days=36_500))]

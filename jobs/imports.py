@@ -1,0 +1,59 @@
+"""What the imports have in common: the next rows of the file, and the end of a chunk."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from jobs.csv_input import Position, Rows, read_rows
+from jobs.csv_rows import Row
+from jobs.files import Files
+from worker.chunk import Chunk, Step
+from worker.rejects import keep_rejects, write_rejects
+from worker.run import current_run
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """The file of one import."""
+
+    files: Files
+    path: str
+    header: tuple[str, ...]
+    together: int | None = None
+    """The column whose adjacent equal values one chunk holds."""
+
+    async def read(self, chunk: Chunk[Position]) -> Rows:
+        """The chunk's rows. Raises Permanent for a file that is missing, unreadable, changed or of another header."""
+        source = self.files.existing(self.path)
+        return await asyncio.to_thread(read_rows, source, self.header, chunk.cursor, chunk.size, together=self.together)
+
+    async def step(
+        self,
+        chunk: Chunk[Position],
+        session: AsyncSession,
+        rows: Rows,
+        rejects: Sequence[tuple[Row, str]],
+        *,
+        inserted: int,
+    ) -> Step[Position]:
+        """Keep the rejects, each with its reason, and end the chunk; with the last one the rejects' file is written.
+
+        Every row is read, and is inserted, updated or rejected.
+        """
+        await keep_rejects(session, [(row.line, reason, row.raw) for row, reason in rejects])
+        read, rejected = len(rows.rows), len(rejects)
+        counts = {"read": read, "inserted": inserted, "updated": read - rejected - inserted, "rejected": rejected}
+        result = {} if rows.next else {"rejects_path": await self._write_rejects(session)}
+        return chunk.step(rows.next, done=read, counts=counts, result=result)
+
+    async def _write_rejects(self, session: AsyncSession) -> str | None:
+        """Write this run's rejects beside the input, and return where. None: there are none."""
+        source = self.files.existing(self.path)
+        run = current_run()
+        tag = hashlib.sha256(f"{run.job_id}:{run.enqueued_ms}".encode()).hexdigest()[:8]
+        # Each run's own, and the same one if it is written again.
+        target = source.with_name(f"{source.stem[:50]}.rejects-{tag}.csv")
+        return self.files.relative(target) if await write_rejects(session, target) else None

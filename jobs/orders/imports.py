@@ -1,0 +1,107 @@
+"""orders.import."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from sqlalchemy import BigInteger, Boolean, DateTime, Row, Text, case, delete, func, literal, literal_column, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from jobs.arrays import any_id, any_text, rows_of
+from jobs.csv_input import Position
+from jobs.files import Files
+from jobs.imports import Input
+from jobs.orders.assembly import ImportedOrder, assemble
+from jobs.orders.contracts import ImportOrders, Status
+from jobs.orders.models import Order, OrderLine
+from jobs.orders.rows import HEADER, Line, check
+from jobs.orders.stock import give_back
+from jobs.users.models import User
+from worker.chunk import Chunk, Step
+from worker.run import current_run
+
+
+async def import_orders(
+    job: ImportOrders, session: AsyncSession, chunk: Chunk[Position], *, files: Files
+) -> Step[Position]:
+    file = Input(files, job.path, HEADER, together=HEADER.index("reference"))
+    rows = await file.read(chunk)
+    checked = [(row, check(row)) for row in rows.rows]
+    lines = [line for _, line in checked if isinstance(line, Line)]
+    known = await _lock(session, {line.reference for line in lines})
+    run = current_run()
+    importer = f"{run.job_id}:{run.enqueued_ms}"
+    orders, rejects = assemble(
+        checked,
+        users=await _users(session, {line.email for line in lines}),
+        earlier={order.reference for order in known if order.imported_by == importer},
+    )
+    # Imported lines take no stock, so what the lines took that they replace is given back.
+    placed_here = [order for order in known if order.imported_by is None and order.status != "cancelled"]
+    await give_back(session, [order.id for order in placed_here if order.reference in orders])
+    inserted = await _store(session, orders, importer)
+    return await file.step(chunk, session, rows, rejects, inserted=inserted)
+
+
+async def _users(session: AsyncSession, emails: Collection[str]) -> dict[str, int]:
+    """The ids of the users by address as given, whatever its case."""
+    given = rows_of("given", email=(Text(), emails))
+    same = func.lower(User.email) == func.lower(given.c.email)
+    return dict((await session.execute(select(given.c.email, User.id).join(User, same))).all())
+
+
+async def _lock(session: AsyncSession, references: Collection[str]) -> Sequence[Row[int, str, Status, str | None]]:
+    """The orders that are there already; by id, so that two imports lock them in the same order."""
+    known = select(Order.id, Order.reference, Order.status, Order.imported_by)
+    known = known.where(Order.reference == any_text(references)).order_by(Order.id).with_for_update()
+    return (await session.execute(known)).all()
+
+
+async def _store(session: AsyncSession, orders: Mapping[str, ImportedOrder], importer: str) -> int:
+    """Upsert the orders and replace their lines. Returns how many rows made new orders."""
+    stored = await _upsert(session, orders, importer)
+    updated = [row.id for row in stored if not row.inserted]
+    await session.execute(delete(OrderLine).where(OrderLine.order_id == any_id(updated)))
+    lines = [
+        {
+            "order_id": row.id,
+            "line_no": number,
+            "sku": line.sku,
+            "quantity": line.quantity,
+            "amount_cents": line.amount_cents,
+        }
+        for row in stored
+        for number, line in enumerate(orders[row.reference].lines, start=1)
+    ]
+    if lines:
+        await session.execute(insert(OrderLine), lines)
+    return sum(len(orders[row.reference].lines) for row in stored if row.inserted)
+
+
+async def _upsert(
+    session: AsyncSession, orders: Mapping[str, ImportedOrder], importer: str
+) -> Sequence[Row[int, str, bool]]:
+    """Returns id, reference and whether it was inserted, of each order."""
+    given = rows_of(
+        "given",
+        reference=(Text(), orders),
+        user_id=(BigInteger(), [order.user_id for order in orders.values()]),
+        total_cents=(BigInteger(), [order.total_cents for order in orders.values()]),
+        placed_at=(DateTime(timezone=True), [order.placed_at for order in orders.values()]),
+    )
+    fresh = {
+        "user_id": given.c.user_id,
+        "total_cents": given.c.total_cents,
+        "placed_at": given.c.placed_at,
+        "paid_at": given.c.placed_at,
+        "imported_by": literal(importer),
+    }
+    paid = select(given.c.reference, literal("paid"), *fresh.values()).order_by(given.c.reference)
+    upsert = insert(Order).from_select(["reference", "status", *fresh], paid)
+    again = {name: upsert.excluded[name] for name in fresh}
+    status = case((Order.status == "pending", "paid"), else_=Order.status)
+    upsert = upsert.on_conflict_do_update(
+        index_elements=[Order.reference], set_={**again, "status": status, "updated_at": func.now()}
+    )
+    # A row version made anew has no xmax; one that was updated was locked first, and has.
+    inserted = literal_column("xmax = 0", Boolean).label("inserted")
+    return (await session.execute(upsert.returning(Order.id, Order.reference, inserted))).all()

@@ -1,0 +1,109 @@
+"""worker runs and worker show: what waits, ran, failed, and why."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tests.cli.conftest import Command
+
+Query = Callable[..., Sequence[Any]]
+Work = Callable[[], object]
+
+
+def enqueue(command: Command, name: str, payload: str = "{}", *more: str) -> str:
+    return command("enqueue", name, "--json", payload, *more).stdout.strip()
+
+
+def listed(command: Command, *args: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in command("runs", "--json", *args).stdout.splitlines()]
+
+
+def test_runs_lists_what_ran_and_what_waits_newest_first(command: Command, work: Work) -> None:
+    greeted = enqueue(command, "tests.greet", '{"name": "Ada"}')
+    work()
+    failed = enqueue(command, "tests.fail")
+    work()
+    snoozed = enqueue(command, "tests.later")
+    work()
+    waiting = enqueue(command, "tests.greet", '{"name": "Bob"}', "--delay", "60")
+    found = listed(command)
+    assert [(entry["id"], entry["status"]) for entry in found] == [
+        (waiting, "waiting"),
+        (snoozed, "snoozed"),
+        (failed, "dead"),
+        (greeted, "completed"),
+    ]
+    assert [entry["due_at"] is not None for entry in found] == [True, True, False, False]
+    assert found[2]["error"] == "Permanent: it can't be done"
+    assert [entry["id"] for entry in listed(command, "--status", "dead")] == [failed]
+    assert [entry["id"] for entry in listed(command, "--status", "waiting")] == [waiting]
+    assert [entry["id"] for entry in listed(command, "--name", "tests.greet")] == [waiting, greeted]
+    assert [entry["id"] for entry in listed(command, "--limit", "1")] == [waiting]
+
+
+def test_the_table_shows_ids_whole_and_no_control_characters(command: Command, query: Query) -> None:
+    job_id = enqueue(command, "tests.greet", '{"name": "Ada"}')
+    query("update worker.outbox set name = 'tests.[red]' || chr(27) || 'odd'")
+    told = command("runs").stdout
+    assert job_id in told
+    assert "tests.[red]\\x1bodd" in told
+
+
+def test_show_tells_status_result_rows_and_rejects(command: Command, work: Work) -> None:
+    job_id = enqueue(command, "tests.count", '{"to": 25}')
+    assert json.loads(command("show", job_id, "--json").stdout)["status"] == "waiting"
+    work()
+    found = json.loads(command("show", job_id, "--json").stdout)
+    assert {key: found[key] for key in ("status", "name", "done", "total", "rejects", "result", "failures")} == {
+        "status": "completed",
+        "name": "tests.count",
+        "done": 25,
+        "total": 25,
+        "rejects": 3,
+        "result": {"counted": 25},
+        "failures": [],
+    }
+    told = command("show", job_id).stdout
+    assert 'result       {"counted":25}\n' in told
+
+
+def test_show_tells_every_failure_with_its_traceback(command: Command, work: Work) -> None:
+    job_id = enqueue(command, "tests.fail", '{"reason": "one\\u001b[2Jtwo"}')
+    work()
+    command("replay", job_id)
+    work()
+    told = command("show", job_id, "--debug").stdout
+    assert "error        Permanent: one\\x1b[2Jtwo\n" in told
+    assert told.count("Traceback (most recent call last)") == 2
+    assert "    worker.errors.Permanent: one\\x1b[2Jtwo\n" in told
+    found = json.loads(command("show", job_id, "--json", "--debug").stdout)
+    assert [failure["attempt"] for failure in found["failures"]] == [1, 1]
+
+
+def test_a_payload_is_shown_only_where_it_is_asked_for(command: Command, work: Work, query: Query) -> None:
+    waiting = enqueue(command, "tests.greet", '{"name": "hunter2"}', "--delay", "60")
+    failed = enqueue(command, "tests.fail", '{"reason": "hunter2"}')
+    renamed = "replace(convert_from(message, 'UTF8'), 'reason', 'why')::bytea"
+    query(f"update worker.outbox set message = {renamed} where id = $1", failed)
+    work()
+    for job_id, payload in ((waiting, {"name": "hunter2"}), (failed, {"why": "hunter2"})):
+        assert "hunter2" not in command("show", job_id, "--debug").stdout
+        assert json.loads(command("show", job_id, "--json", "--payload", "--debug").stdout)["payload"] == payload
+    done = enqueue(command, "tests.greet", '{"name": "Ada"}')
+    work()
+    refused = command("show", done, "--payload", exit_code=1)
+    assert f"The payload of {done} isn't kept" in refused.stderr
+
+
+def test_show_means_an_ids_newest_job(command: Command, work: Work) -> None:
+    job_id = enqueue(command, "tests.greet", '{"name": "Ada"}', "--key", "ada")
+    work()
+    assert enqueue(command, "tests.greet", '{"name": "Bob"}', "--key", "ada") == job_id
+    assert json.loads(command("show", job_id, "--json").stdout)["status"] == "waiting"
+    work()
+    assert json.loads(command("show", job_id, "--json").stdout)["result"] == {"greeting": "hello Bob"}
+
+
+def test_an_unknown_id_is_a_sentence(command: Command) -> None:
+    refused = command("show", "nobody", exit_code=1)
+    assert refused.stderr == "Error: No job has the id 'nobody'; worker runs lists those that there are.\n"

@@ -1,0 +1,142 @@
+"""Enqueue: a job is data, and leaves with your transaction or not at all."""
+
+import json
+from datetime import timedelta
+
+import pytest
+from arq.connections import RedisSettings, create_pool
+from pydantic import ValidationError
+from redis.asyncio import Redis
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session
+
+from jobs.users.models import User
+from worker.dev import EmbeddedPostgres, EmbeddedServerError
+from worker.job import Job
+from worker.outbox import enqueue, enqueue_many
+from worker.queue import Queue
+from worker.testing import enqueued
+
+
+class Welcome(Job, name="users.welcome"):
+    """Write to a new user."""
+
+    user_id: int
+    language: str = "en"
+
+
+def test_a_job_is_a_frozen_model_whose_payload_is_json() -> None:
+    """It is checked where it is made, long before a worker sees it."""
+    assert Welcome(user_id=7).to_payload() == b'{"user_id":7,"language":"en"}'
+    with pytest.raises(ValidationError):
+        Welcome.model_validate({"user_id": "seven"})
+
+
+# --- in your transaction ----------------------------------------------------------------------------------------------
+
+
+async def sign_up(sessions: async_sessionmaker[AsyncSession], email: str, name: str) -> int:
+    """What a route of a web application does."""
+    async with sessions.begin() as session:
+        user = User(email=email, name=name)
+        session.add(user)
+        await session.flush()  # gives the id
+        enqueue(session, Welcome(user_id=user.id))
+    return user.id
+
+
+async def test_the_job_is_committed_with_the_row(engine: AsyncEngine) -> None:
+    sessions = async_sessionmaker(engine, expire_on_commit=False)
+    user_id = await sign_up(sessions, "ada@example.com", "Ada")
+    async with sessions() as session:
+        assert await enqueued(session, Welcome) == [Welcome(user_id=user_id)]
+
+
+async def test_what_rolls_back_enqueues_nothing(engine: AsyncEngine) -> None:
+    sessions = async_sessionmaker(engine, expire_on_commit=False)
+    await sign_up(sessions, "ada@example.com", "Ada")
+    with pytest.raises(IntegrityError):
+        await sign_up(sessions, "ADA@example.com", "Another")
+    async with sessions() as session:
+        assert await session.scalar(select(func.count()).select_from(User)) == 1
+        assert len(await enqueued(session, Welcome)) == 1
+
+
+async def test_many_jobs_leave_in_few_statements(session: AsyncSession) -> None:
+    """The ids come back in the order of the jobs."""
+    ids = enqueue_many(session, [Welcome(user_id=number) for number in range(1, 1_001)])
+    assert len(set(ids)) == 1_000
+    assert len(await enqueued(session, Welcome)) == 1_000
+
+
+async def test_a_plain_session_enqueues_too(session: AsyncSession) -> None:
+    """`enqueue` isn't a coroutine: it adds a row to the session and asks nothing of the server."""
+
+    def in_synchronous_code(plain: Session) -> str:
+        return enqueue(plain, Welcome(user_id=7), delay=timedelta(minutes=5))
+
+    await session.run_sync(in_synchronous_code)
+    assert await enqueued(session, Welcome) == [Welcome(user_id=7)]
+
+
+# --- from SQL ---------------------------------------------------------------------------------------------------------
+
+FROM_SQL = """
+begin;
+insert into users (email, name) values ('ada@example.com', 'Ada');
+select worker.enqueue('users.welcome', jsonb_build_object('user_id', (select id from users where email = 'ada@example.com')));
+commit;
+"""
+
+PRODUCER = """
+grant worker_producer to shop;
+"""
+
+
+async def test_any_language_enqueues_in_its_own_transaction(server: EmbeddedPostgres, session: AsyncSession) -> None:
+    server.psql(FROM_SQL.replace("commit", "rollback"), database="app")
+    assert await enqueued(session, Welcome) == []
+    server.psql(FROM_SQL, database="app")
+    [job] = await enqueued(session, Welcome)
+    assert await session.get_one(User, job.user_id)
+
+
+async def test_a_producer_may_enqueue_and_nothing_else(server: EmbeddedPostgres, session: AsyncSession) -> None:
+    server.psql("create role shop", PRODUCER, database="app")
+    call = "select worker.enqueue('users.welcome', '{\"user_id\": 7}')"
+    server.psql(f"set role shop; {call};", database="app")
+    assert await enqueued(session, Welcome) == [Welcome(user_id=7)]
+    with pytest.raises(EmbeddedServerError, match="permission denied"):
+        server.psql("set role shop; select from worker.outbox;", database="app")
+
+
+# --- without a transaction --------------------------------------------------------------------------------------------
+
+
+async def remind(redis: Redis, user_id: int) -> str | None:
+    """Straight to Redis. None: this id is queued already, or has a result."""
+    return await Queue(redis).enqueue(Welcome(user_id=user_id), job_id=f"welcome-{user_id}")
+
+
+async def test_a_queue_takes_an_id_once(redis: Redis) -> None:
+    assert await remind(redis, 7) == "welcome-7"
+    assert await remind(redis, 7) is None
+
+
+async def send_with_plain_arq(redis_url: str) -> str:
+    """The payload goes by keyword, as JSON: a pickle is never loaded."""
+    redis = await create_pool(
+        RedisSettings.from_dsn(redis_url), job_serializer=lambda message: json.dumps(message).encode()
+    )
+    job = await redis.enqueue_job("users.welcome", user_id=7)
+    await redis.aclose()
+    assert job is not None
+    return job.job_id
+
+
+async def test_plain_arq_enqueues_too(redis: Redis, redis_url: str) -> None:
+    job_id = await send_with_plain_arq(redis_url)
+    message = json.loads(await redis.get(f"arq:job:{job_id}"))
+    assert (message["f"], message["k"]) == ("users.welcome", {"user_id": 7})

@@ -1,0 +1,164 @@
+"""Handle: a plain async function, in one transaction that the runtime commits."""
+
+import asyncio
+from functools import partial
+from typing import Protocol
+
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from jobs.users.models import User
+from tests.guide.steps import add_user, commit, run_of, skip_waits
+from worker.app import App
+from worker.handler import AnyHandler, Handler
+from worker.job import Job
+from worker.models import Run
+from worker.outbox import enqueue
+from worker.outcome import Completed, Retrying
+from worker.run import current_run
+from worker.testing import drain, enqueued
+
+
+class Rename(Job, name="users.rename"):
+    """Give a user another name, and tell them."""
+
+    user_id: int
+    to: str
+
+
+class TellRenamed(Job, name="users.tell_renamed"):
+    """Write to a user whose name was changed."""
+
+    user_id: int
+    before: str
+
+
+async def rename(job: Rename, session: AsyncSession) -> dict[str, str]:
+    user = await session.get_one(User, job.user_id, with_for_update=True)
+    before, user.name = user.name, job.to
+    enqueue(session, TellRenamed(user_id=user.id, before=before))
+    return {"before": before}
+
+
+async def test_work_result_and_follow_up_commit_together(engine: AsyncEngine) -> None:
+    app = App(handlers=[Handler(Rename, rename)])
+    user_id = await add_user(engine)
+    job_id = await commit(engine, Rename(user_id=user_id, to="Ada Lovelace"))
+    [(_, outcome)] = await drain(app, engine)
+    assert outcome == Completed({"before": "Ada"})
+    async with AsyncSession(engine) as session:
+        assert (await session.get_one(User, user_id)).name == "Ada Lovelace"
+        assert await enqueued(session, TellRenamed) == [TellRenamed(user_id=user_id, before="Ada")]
+    run = await run_of(engine, job_id)
+    assert (run.status, run.result) == ("completed", {"before": "Ada"})
+
+
+# --- what reaches outside the database --------------------------------------------------------------------------------
+
+
+class Mailer(Protocol):
+    """A gateway: what a handler needs beside its session."""
+
+    async def send(self, to: str, text: str, *, idempotency_key: str) -> None: ...
+
+
+async def tell_renamed(job: TellRenamed, session: AsyncSession, *, mailer: Mailer) -> None:
+    user = await session.get_one(User, job.user_id)
+    letter = f"You were {job.before} and are now {user.name}."
+    await mailer.send(user.email, letter, idempotency_key=current_run().job_id)
+
+
+def handlers(mailer: Mailer) -> tuple[AnyHandler, ...]:
+    return (
+        Handler(Rename, rename),
+        Handler(TellRenamed, partial(tell_renamed, mailer=mailer)),
+    )
+
+
+class Postbox:
+    """A mail service that knows a letter by its key, and whose first answer is lost."""
+
+    def __init__(self) -> None:
+        self.letters: dict[str, str] = {}
+        self.calls = 0
+
+    async def send(self, to: str, text: str, *, idempotency_key: str) -> None:
+        self.calls += 1
+        self.letters[idempotency_key] = f"{to}: {text}"
+        if self.calls == 1:
+            raise ConnectionResetError
+
+
+async def test_a_side_effect_may_come_twice_but_always_with_one_key(engine: AsyncEngine) -> None:
+    postbox = Postbox()
+    app = App(handlers=handlers(postbox))
+    await commit(engine, Rename(user_id=await add_user(engine), to="Ada Lovelace"))
+    [*_, (_, outcome)] = await drain(app, engine)
+    assert isinstance(outcome, Retrying)
+    await skip_waits(engine)
+    [(_, outcome)] = await drain(app, engine)
+    assert isinstance(outcome, Completed)
+    assert postbox.calls == 2
+    assert list(postbox.letters.values()) == ["ada@example.com: You were Ada and are now Ada Lovelace."]
+
+
+# --- the session is the runtime's -------------------------------------------------------------------------------------
+
+
+async def add_or_find(job: Rename, session: AsyncSession) -> str:
+    try:
+        async with session.begin_nested():  # what fails in here fails alone
+            session.add(User(email="ada@example.com", name=job.to))
+    except IntegrityError:
+        return "found"
+    return "added"
+
+
+async def test_begin_nested_is_the_handlers_own(engine: AsyncEngine) -> None:
+    app = App(handlers=[Handler(Rename, add_or_find)])
+    await commit(engine, Rename(user_id=await add_user(engine), to="Another"))
+    [(_, outcome)] = await drain(app, engine)
+    assert outcome == Completed("found")
+
+
+async def commits_by_itself(job: Rename, session: AsyncSession) -> None:
+    (await session.get_one(User, job.user_id)).name = job.to
+    await session.commit()
+
+
+async def shares_its_session(job: Rename, session: AsyncSession) -> None:
+    await asyncio.gather(session.get_one(User, job.user_id), session.execute(text("select 1")))
+
+
+async def test_what_a_handler_may_not_do_is_refused_with_a_sentence(engine: AsyncEngine) -> None:
+    user_id = await add_user(engine)
+    for handler, sentence in (
+        (commits_by_itself, "A handler called commit() on its session, which the runtime owns"),
+        (shares_its_session, "A handler used its session from a second task"),
+    ):
+        job_id = await commit(engine, Rename(user_id=user_id, to="Nobody"))
+        await drain(App(handlers=[Handler(Rename, handler)]), engine)
+        assert sentence in str((await run_of(engine, job_id)).error)
+    async with AsyncSession(engine) as session:
+        assert (await session.get_one(User, user_id)).name == "Ada"
+
+
+# --- without a run ----------------------------------------------------------------------------------------------------
+
+
+class WarmCache(Job, name="cache.warm"):
+    """Read what is asked for often. Twice does no harm."""
+
+
+async def warm_cache(job: WarmCache, session: AsyncSession) -> None:
+    """Nothing is asked of PostgreSQL unless this function asks."""
+
+
+async def test_once_false_keeps_no_run_of_a_success(engine: AsyncEngine) -> None:
+    app = App(handlers=[Handler(WarmCache, warm_cache, once=False)])
+    await commit(engine, WarmCache())
+    [(_, outcome)] = await drain(app, engine)
+    assert outcome == Completed()
+    async with AsyncSession(engine) as session:
+        assert await session.scalar(select(func.count()).select_from(Run)) == 0

@@ -1,0 +1,97 @@
+"""Chunk: a long job in many transactions, which resumes after the last that committed."""
+
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from jobs.users.models import User
+from tests.guide.steps import add_user, commit, run_of, skip_waits
+from worker.app import App
+from worker.chunk import Chunk, Step
+from worker.handler import ChunkedHandler
+from worker.job import Job
+from worker.outcome import Completed, Retrying
+from worker.testing import drain, perform
+
+
+class Deactivate(Job, name="users.deactivate"):
+    """Deactivate all users who weren't seen since."""
+
+    since: datetime
+
+
+async def deactivate(job: Deactivate, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+    """The next users after the cursor: no loop, no commit, no checkpoint."""
+    due = (
+        select(User.id)
+        .where(User.is_active, User.last_seen_at < job.since, User.id > (chunk.cursor or 0))
+        .order_by(User.id)
+        .limit(chunk.size)
+    )
+    changed = update(User).where(User.id.in_(due)).values(is_active=False).returning(User.id)
+    ids = (await session.scalars(changed)).all()
+    return chunk.step(max(ids, default=None), done=len(ids), counts={"deactivated": len(ids)})
+
+
+app = App(handlers=[ChunkedHandler(Deactivate, deactivate, cursor=int, size=2)])
+
+
+async def test_chunk_after_chunk_until_the_cursor_is_none(engine: AsyncEngine) -> None:
+    await five_users(engine)
+    job_id = await commit(engine, Deactivate(since=datetime.now(UTC)))
+    [(_, outcome)] = await drain(app, engine)
+    assert outcome == Completed({"deactivated": 5})  # the counts of all chunks, added up
+    run = await run_of(engine, job_id)
+    assert (run.status, run.done) == ("completed", 5)
+    assert await active(engine) == []
+
+
+async def test_it_resumes_after_the_last_chunk_that_committed(engine: AsyncEngine) -> None:
+    first, second, third, *_ = await five_users(engine)
+    cursors: list[int | None] = []
+
+    async def stumbles_once(job: Deactivate, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        cursors.append(chunk.cursor)
+        step = await deactivate(job, session, chunk)
+        if cursors == [None, second]:
+            raise ConnectionError("in the second chunk")
+        return step
+
+    stumbling = App(handlers=[ChunkedHandler(Deactivate, stumbles_once, cursor=int, size=2)])
+    await commit(engine, Deactivate(since=datetime.now(UTC)))
+    [(_, outcome)] = await drain(stumbling, engine)
+    assert isinstance(outcome, Retrying)
+    assert first not in await active(engine)
+    assert third in await active(engine)
+
+    await skip_waits(engine)
+    [(_, outcome)] = await drain(stumbling, engine)
+    assert outcome == Completed({"deactivated": 5})
+    assert cursors[:3] == [None, second, second]  # the second chunk again, and not the first
+
+
+async def test_a_step_may_carry_more_than_counts(session: AsyncSession) -> None:
+    """`result` stands beside the counts, such as the path of a file that was written; `total` tells the progress."""
+
+    async def counts_nothing(job: Deactivate, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        return chunk.step(None, total=0, counts={"deactivated": 0}, result={"report": "none.csv"})
+
+    told = App(handlers=[ChunkedHandler(Deactivate, counts_nothing, cursor=int)])
+    result = await perform(told, Deactivate(since=datetime.now(UTC)), session)
+    assert result == {"deactivated": 0, "report": "none.csv"}
+
+
+def test_a_chunk_holds_at_least_one_row() -> None:
+    with pytest.raises(ValueError, match="give at least 1"):
+        ChunkedHandler(Deactivate, deactivate, cursor=int, size=0)
+
+
+async def five_users(engine: AsyncEngine) -> list[int]:
+    return [await add_user(engine, f"user{number}@example.com") for number in range(5)]
+
+
+async def active(engine: AsyncEngine) -> list[int]:
+    async with AsyncSession(engine) as session:
+        return list(await session.scalars(select(User.id).where(User.is_active)))

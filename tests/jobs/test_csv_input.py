@@ -1,0 +1,150 @@
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.csv_input import Position, read_rows
+from jobs.csv_rows import MAX_LINE_BYTES, MAX_ROW_LINES, Row
+from worker.errors import Permanent
+
+HEADER = ("email", "name")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "users.csv"
+
+
+def read(path: Path, content: bytes, size: int = 1_000, together: int | None = None) -> list[Row]:
+    """All rows, in chunks of `size`."""
+    path.write_bytes(content)
+    return [row for chunk in chunks(path, size, together) for row in chunk]
+
+
+def chunks(path: Path, size: int, together: int | None = None) -> list[list[Row]]:
+    found: list[list[Row]] = []
+    position: Position | None = None
+    while True:
+        rows = read_rows(path, HEADER, position, size, together=together)
+        found.append(rows.rows)
+        if rows.next is None:
+            return found
+        # A cursor is JSON between two chunks.
+        position = Position.model_validate_json(rows.next.model_dump_json())
+
+
+def told(rows: Sequence[Row]) -> list[tuple[int, tuple[str, ...] | str]]:
+    return [(row.line, row.fault or row.fields) for row in rows]
+
+
+@pytest.mark.parametrize("size", [1, 2, 1_000])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_rows_know_their_lines_whatever_the_chunks(path: Path, size: int, end: bytes, bom: bytes) -> None:
+    lines = [b"email,name", b" a@x , Ada ", b"", b'b@x,"Bo', b'b, ""the"" Builder"', b"c@x,\xc3\xa9"]
+    assert told(read(path, bom + end.join(lines), size)) == [
+        (2, ("a@x", "Ada")),
+        (4, ("b@x", f'Bo{end.decode()}b, "the" Builder')),
+        (6, ("c@x", "é")),
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 1_000])
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"only one", "has 1 fields where 2 are expected"),
+        (b"a@x,Ada,more", "has 3 fields where 2 are expected"),
+        (b"a@x,\xff\xfe", "is not UTF-8"),
+        (b"a@x,A\0da", "holds a NUL character"),
+        (b'a@x,"Ada" Lovelace', "has misplaced quotes or line breaks"),
+        (b'a@x,"Ada', "has a quoted field that is never closed"),
+        (b"a@x," + b"x" * MAX_LINE_BYTES, f"has a line of {MAX_LINE_BYTES:,} bytes or more"),
+        (b"a@x,A\rda", "has misplaced quotes or line breaks"),
+    ],
+)
+def test_a_bad_row_costs_itself_alone(path: Path, size: int, bad: bytes, reason: str) -> None:
+    rows = read(path, b"email,name\nfirst@x,First\n" + bad + b"\nlast@x,Last\n", size)
+    assert told(rows) == [(2, ("first@x", "First")), (3, reason), (4, ("last@x", "Last"))]
+    assert rows[1].raw == (bad + b"\n")[:MAX_LINE_BYTES]
+
+
+def test_a_quote_that_is_never_closed_swallows_no_rows(path: Path) -> None:
+    good = [f"user{number}@x,User\n".encode() for number in range(MAX_ROW_LINES + 5)]
+    rows = read(path, b'email,name\nbad@x,"Bad\n' + b"".join(good))
+    assert [row.fields[0] for row in rows[1:]] == [f"user{number}@x" for number in range(MAX_ROW_LINES + 5)]
+    assert rows[0].fault == "has a quoted field that is never closed"
+
+
+def test_a_row_of_many_lines_is_one_reject(path: Path) -> None:
+    rows = read(path, b'email,name\na@x,"A\nda",more\nlast@x,Last\n')
+    assert told(rows) == [(2, "has 3 fields where 2 are expected"), (4, ("last@x", "Last"))]
+    assert rows[0].raw == b'a@x,"A\nda",more\n'
+
+
+def test_a_file_of_the_header_alone_has_no_rows(path: Path) -> None:
+    assert read(path, b"email,name") == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n\n",
+        b"name,email\na,b\n",
+        b"email\n",
+        b"email,name,age\n",
+        "email,name\n".encode("utf-16"),
+        b"email;name\n",
+        b"\0",
+    ],
+)
+def test_a_wrong_header_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(Permanent, match=r"'users\.csv' doesn't begin with the header email,name in UTF-8"):
+        read_rows(path, HEADER, None, 10)
+
+
+def test_rows_that_belong_together_are_never_parted(path: Path) -> None:
+    path.write_bytes(b"email,name\na,1\na,2\na,3\nb,1\nb,bad,row\nb,2\nc,1\n")
+    found = [[row.fields[:1] or row.fault for row in chunk] for chunk in chunks(path, 1, together=0)]
+    assert found == [[("a",)] * 3, [("b",), "has 3 fields where 2 are expected", ("b",)], [("c",)]]
+
+
+def test_a_changed_file_is_refused(path: Path) -> None:
+    path.write_bytes(b"email,name\na@x,A\nb@x,B\n")
+    position = read_rows(path, HEADER, None, 1).next
+    path.write_bytes(b"email,name\na@x,A\nc@x,C\n")
+    os.utime(path, ns=(0, 0))  # whatever the clock's grain
+    with pytest.raises(Permanent, match=r"'users\.csv' changed while it was imported, at line 3; put it back"):
+        read_rows(path, HEADER, position, 1)
+
+
+def test_a_file_that_was_only_touched_is_read_on(path: Path) -> None:
+    path.write_bytes(b"email,name\na@x,A\nb@x,B\nc@x,C\n")
+    position = read_rows(path, HEADER, None, 1).next
+    os.utime(path, ns=(0, 0))
+    rows = read_rows(path, HEADER, position, 1)
+    assert told(rows.rows) == [(3, ("b@x", "B"))]
+    assert rows.next is not None
+    assert rows.next.mtime_ns == 0  # so that it is hashed once, not at each chunk
+
+
+@given(
+    content=st.lists(
+        st.sampled_from([b"a@x,A", b'b@x,"', b'"', b"\n", b"\r\n", b",", b"\xff", b"x", b'""']), max_size=30
+    )
+)
+def test_whatever_stands_in_it_each_line_is_read_once(
+    tmp_path_factory: pytest.TempPathFactory, content: list[bytes]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "anything.csv"
+    body = b"".join(content)
+    one = read(path, b"email,name\n" + body, 1)
+    assert one == read(path, b"email,name\n" + body, 7)
+    assert b"".join(row.raw for row in one).replace(b"\r", b"").replace(b"\n", b"") == body.replace(b"\r", b"").replace(
+        b"\n", b""
+    )

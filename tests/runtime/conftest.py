@@ -1,0 +1,60 @@
+"""Deliveries are made by hand here, against a database with a few tables of the tests' own."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.bench import TABLES, Bench
+from tests.runtime.postgres_proxy import PostgresProxy
+from worker import database, zombies
+from worker.database import create_engine
+from worker.dev import EmbeddedPostgres
+
+
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres, template: str) -> str:
+    """Name a database that has the tests' own tables, too."""
+    postgres.psql(f"CREATE DATABASE template_runtime TEMPLATE {template} STRATEGY FILE_COPY")
+    postgres.psql(*TABLES, database="template_runtime")
+    return "template_runtime"
+
+
+@pytest.fixture
+async def bench(database_url: str) -> AsyncIterator[Bench]:
+    bench = Bench(create_engine(database_url, pool_size=5))
+    yield bench
+    await bench.close()
+
+
+@pytest.fixture
+async def other(database_url: str) -> AsyncIterator[Bench]:
+    """Another worker on the same database."""
+    other = Bench(create_engine(database_url, pool_size=5))
+    yield other
+    await other.close()
+
+
+@pytest.fixture
+async def proxy(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PostgresProxy]:
+    """Stands between `far` and the server, and cuts the line where a test asks for it."""
+    directory = tmp_path_factory.mktemp("pg")
+    proxy = PostgresProxy(database_url, Path(directory))
+    await proxy.start()
+    yield proxy
+    await proxy.stop()
+
+
+@pytest.fixture
+async def far(proxy: PostgresProxy) -> AsyncIterator[Bench]:
+    """A worker whose connections go through the proxy."""
+    far = Bench(create_engine(proxy.url, pool_size=5))
+    yield far
+    await far.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the ledger wait 0.1 s for a run's lock, not 2 s: what happens is the same, sooner."""
+    monkeypatch.setitem(database.SERVER_SETTINGS, "lock_timeout", "100")
+    monkeypatch.setattr(zombies, "LOCK_TIMEOUT_MS", 100)

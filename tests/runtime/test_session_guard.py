@@ -1,0 +1,163 @@
+"""What a handler may not do with its session, and the sentence that it gets."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from tests.runtime.bench import Bench, Note, effect
+from worker.errors import SessionMisuse
+from worker.handler import Handler
+from worker.outcome import Completed, Dead, Retrying
+
+Misuse = Callable[[AsyncSession], Awaitable[object]]
+
+
+async def begins(session: AsyncSession) -> None:
+    async with session.begin():
+        pass
+
+
+async def is_left_by_with(session: AsyncSession) -> None:
+    async with session:
+        pass
+
+
+async def gathers(session: AsyncSession) -> None:
+    await asyncio.gather(effect(session, "a"), effect(session, "b"))
+
+
+async def waits_for(session: AsyncSession) -> None:
+    await asyncio.wait_for(effect(session, "a"), 5)
+
+
+async def groups(session: AsyncSession) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(effect(session, "a"))
+
+
+async def failure(bench: Bench, misuse: Misuse, *, once: bool = True) -> str:
+    """The sentence that a handler gets who works, misuses its session and goes on."""
+
+    async def misusing(job: Note, session: AsyncSession) -> None:
+        await effect(session, "before")
+        await misuse(session)
+        await effect(session, "after")
+
+    outcome = await bench.run(Handler(Note, misusing, once=once), await bench.enqueued(Note()))
+    assert isinstance(outcome, Retrying | Dead), outcome
+    return outcome.error
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize(
+    ("misuse", "sentence"),
+    [
+        (AsyncSession.commit, "A handler called commit() on its session"),
+        (AsyncSession.rollback, "A handler called rollback() on its session"),
+        (AsyncSession.close, "A handler called close() on its session"),
+        (AsyncSession.aclose, "A handler called close() on its session"),
+        (AsyncSession.reset, "A handler called reset() on its session"),
+        (AsyncSession.invalidate, "A handler called invalidate() on its session"),
+        (begins, "A handler called begin() on its session"),
+        (is_left_by_with, "A handler called close() on its session"),
+        (gathers, "A handler used its session from a second task"),
+        (waits_for, "A handler used its session from a second task"),
+        (groups, "A handler used its session from a second task"),
+    ],
+)
+async def test_a_handler_that_ends_its_transaction_or_shares_its_session_gets_a_sentence(
+    bench: Bench, misuse: Misuse, sentence: str, *, once: bool
+) -> None:
+    assert (await failure(bench, misuse, once=once)).startswith(f"SessionMisuse: {sentence}")
+    assert await bench.effects() == []
+
+
+async def test_the_sentence_says_why_not_and_what_to_do(bench: Bench) -> None:
+    sentence = await failure(bench, AsyncSession.commit)
+    assert "its done mark and its follow-up jobs commit together" in sentence
+    assert "begin_nested()" in sentence
+
+
+@pytest.mark.parametrize("misuse", [AsyncSession.commit, AsyncSession.rollback, gathers])
+async def test_a_misuse_that_the_handler_swallows_is_its_failure_all_the_same(bench: Bench, misuse: Misuse) -> None:
+    async def swallowing(session: AsyncSession) -> None:
+        with suppress(SessionMisuse):
+            await misuse(session)
+
+    assert (await failure(bench, swallowing)).startswith("SessionMisuse")
+    assert await bench.effects() == []
+
+
+async def by_sql(session: AsyncSession) -> None:
+    await session.execute(text("commit"))
+
+
+async def by_sql_rollback(session: AsyncSession) -> None:
+    await session.execute(text("rollback"))
+
+
+async def by_connection(session: AsyncSession) -> None:
+    await (await session.connection()).commit()
+
+
+async def by_connection_rollback(session: AsyncSession) -> None:
+    await (await session.connection()).rollback()
+
+
+@pytest.mark.parametrize("misuse", [by_sql, by_sql_rollback, by_connection, by_connection_rollback])
+async def test_a_handler_that_ends_the_transaction_behind_the_sessions_back_is_dead_with_a_sentence(
+    bench: Bench, misuse: Misuse
+) -> None:
+    """Another attempt would do it again, so there is none."""
+    assert (await failure(bench, misuse)).startswith("TransactionEnded: The handler ended its transaction by itself")
+    assert await bench.runs() == [("dead", 1)]
+    assert "after" not in await bench.effects()
+
+
+async def test_begin_nested_is_fine_however_it_ends(bench: Bench) -> None:
+    async def nesting(job: Note, session: AsyncSession) -> None:
+        async with session.begin_nested():
+            await effect(session, "kept")
+            async with session.begin_nested() as inner:
+                await effect(session, "undone")
+                await inner.rollback()
+        outer = await session.begin_nested()
+        await effect(session, "kept too")
+        await outer.commit()
+
+    assert await bench.run(Handler(Note, nesting), await bench.enqueued(Note())) == Completed(None)
+    assert await bench.effects() == ["kept", "kept too"]
+
+
+async def test_tasks_that_leave_the_session_alone_are_fine(bench: Bench) -> None:
+    async def gathering(job: Note, session: AsyncSession) -> list[str]:
+        answers = await asyncio.gather(*(asyncio.sleep(0, str(number)) for number in range(3)))
+        for answer in answers:
+            async with asyncio.timeout(5):
+                await effect(session, answer)
+        return answers
+
+    assert await bench.run(Handler(Note, gathering), await bench.enqueued(Note())) == Completed(["0", "1", "2"])
+    assert await bench.effects() == ["0", "1", "2"]
+
+
+async def test_a_task_that_outlives_its_handler_can_do_no_more(bench: Bench) -> None:
+    left: list[asyncio.Task[None]] = []
+    ended = asyncio.Event()
+
+    async def straggling(job: Note, session: AsyncSession) -> None:
+        async def later() -> None:
+            await ended.wait()
+            await effect(session, "late")
+
+        left.append(asyncio.create_task(later()))
+
+    assert isinstance(await bench.run(Handler(Note, straggling), await bench.enqueued(Note())), Completed)
+    ended.set()
+    with pytest.raises(Exception, match="second task|closed"):
+        await left[0]
+    assert await bench.effects() == []

@@ -1,0 +1,34 @@
+"""Brief transactions, for relay and schedule: a worker that was stopped inside of one holds up nobody for long."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+IDLE_LIMIT_MS = 5_000
+"""After so long without a statement PostgreSQL ends the transaction, and with it its locks."""
+TURN = 0x7261746368_72
+"""The advisory lock of the relays' turns. ("ratchr" in ASCII.)"""
+
+_LIMIT_IDLING = text("select set_config('idle_in_transaction_session_timeout', :limit, true)")
+_TAKE_TURN = text("select pg_advisory_xact_lock(:lock)")
+
+
+@asynccontextmanager
+async def brief_transaction(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
+    """A transaction that may not idle. Commits at its end, unless something raises."""
+    async with engine.begin() as connection:
+        await connection.execute(_LIMIT_IDLING, {"limit": str(IDLE_LIMIT_MS)})
+        yield connection
+
+
+@asynccontextmanager
+async def turn(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
+    """A brief transaction that no two relays of a database are in at once.
+
+    Raises DBAPIError with SQLSTATE 55P03 where another one's takes longer than the lock timeout.
+    """
+    async with brief_transaction(engine) as connection:
+        await connection.execute(_TAKE_TURN, {"lock": TURN})
+        yield connection

@@ -1,0 +1,48 @@
+"""worker dev: servers and a worker for development, from one command."""
+
+import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from worker.app import App
+from worker.cli.endings import Refusal
+from worker.cli.loading import load_app
+from worker.cli.run import consume
+from worker.dev import EmbeddedPostgres, EmbeddedServerError, EmbeddedValkey
+from worker.migrate import migrate
+from worker.reporting.start import start_reporting
+from worker.settings import Settings, load_settings
+
+FOLDER = Path(".dev")
+
+
+def dev() -> None:
+    """Start PostgreSQL and Valkey below .dev/, migrate, and run a worker until Ctrl-C.
+
+    Nothing need be installed but ratchet[embedded]. The data stays in .dev/ for the next time. The two URLs that are
+    printed are for psql, for a Redis client, and for DATABASE_URL and REDIS_URL of commands in another shell.
+    """
+    try:
+        with _servers() as (database_url, redis_url):
+            settings = load_settings(database_url=database_url, redis_url=redis_url)
+            app = load_app(settings.app)
+            migrate(database_url, app.migrations)
+            typer.echo(f"DATABASE_URL='{database_url}'")
+            typer.echo(f"REDIS_URL='{redis_url}'")
+            typer.echo("Put `export` before each, and worker enqueue works in another shell. Ctrl-C ends it all.")
+            _work(app, settings)
+    except EmbeddedServerError as error:
+        raise Refusal(str(error)) from error
+
+
+@contextmanager
+def _servers() -> Generator[tuple[str, str]]:
+    with EmbeddedPostgres(FOLDER / "postgres") as postgres, EmbeddedValkey(FOLDER / "valkey") as valkey:
+        yield postgres.url, valkey.url
+
+
+def _work(app: App, settings: Settings) -> None:
+    asyncio.run(consume(app, settings, start_reporting(settings, app.schedule)))

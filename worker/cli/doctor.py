@@ -1,0 +1,72 @@
+"""worker doctor: whether workers can run here."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+from arq.connections import ArqRedis
+from redis.exceptions import RedisError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.app import App
+from worker.broker import connect_broker
+from worker.cli.endings import FAILED, ending
+from worker.cli.loading import load_app
+from worker.cli.output import print_json, print_table
+from worker.cli.reach import APPLICATION, reach_database, reach_redis
+from worker.database import DatabaseAway, create_engine
+from worker.doctor import MIGRATIONS, Finding, examine_both, examine_database, examine_redis
+from worker.settings import Settings, load_settings
+
+SERVERS = ("PostgreSQL", "Redis")
+
+
+def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON a check.")] = False) -> None:
+    """Check settings, both servers, migrations, connections and what else workers need, and say what to change.
+
+    Changes nothing. The exit code is 1 where a check fails; a warning is none.
+    """
+    settings = load_settings()
+    findings = asyncio.run(_findings(settings, load_app(settings.app)))
+    if as_json:
+        for finding in findings:
+            print_json(finding)
+    else:
+        print_table(("check", "verdict", "found"), ((each.check, each.verdict, each.text) for each in findings))
+    if any(finding.verdict == "fails" for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+async def _findings(settings: Settings, app: App) -> list[Finding]:
+    redis = connect_broker(settings.redis_url.get_secret_value())
+    engine = create_engine(settings.database_url.get_secret_value(), pool_size=2, application=APPLICATION)
+    try:
+        findings = [_settings(settings, app), *await _database(engine, settings, app), *await _redis(redis)]
+        if {finding.check for finding in findings if finding.verdict == "fails"}.isdisjoint({*SERVERS, MIGRATIONS}):
+            findings += await examine_both(engine, redis)
+    finally:
+        await engine.dispose()
+        await redis.aclose()
+    return findings
+
+
+def _settings(settings: Settings, app: App) -> Finding:
+    queues = ", ".join(settings.queues)
+    told = f"{len(app.handlers)} jobs of {settings.app}, concurrency {settings.concurrency}, queues {queues}."
+    return Finding("settings", "ok", told)
+
+
+async def _database(engine: AsyncEngine, settings: Settings, app: App) -> list[Finding]:
+    try:
+        await reach_database(engine)
+    except DatabaseAway as error:
+        return [Finding(SERVERS[0], "fails", ending(error)[1])]
+    return await examine_database(engine, settings, app.migrations)
+
+
+async def _redis(redis: ArqRedis) -> list[Finding]:
+    try:
+        await reach_redis(redis)
+    except RedisError as error:
+        return [Finding(SERVERS[1], "fails", ending(error)[1])]
+    return await examine_redis(redis)

@@ -1,0 +1,85 @@
+"""worker run: consume until told to stop."""
+
+import asyncio
+from datetime import timedelta
+from signal import SIGINT, SIGTERM
+from typing import Annotated
+
+import typer
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.app import App
+from worker.broker import connect_broker
+from worker.cli.endings import WRONG, Refusal
+from worker.cli.loading import load_app
+from worker.cli.reach import APPLICATION, reach_database, reach_redis
+from worker.database import create_engine
+from worker.migrate import missing_versions
+from worker.reporting.observer import Observer
+from worker.reporting.start import start_reporting
+from worker.runtime import run_worker
+from worker.settings import Settings, load_settings
+
+
+def run(
+    app: Annotated[str | None, typer.Option(help="The App to run, as module:attribute. [WORKER_APP]")] = None,
+    queue: Annotated[
+        list[str] | None,
+        typer.Option(help="A queue to consume; give it again for more, served in this order. [WORKER_QUEUES]"),
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Jobs at once. [WORKER_CONCURRENCY]")] = None,
+    processes: Annotated[int | None, typer.Option(help="Processes; 1 for now. [WORKER_PROCESSES]")] = None,
+    burst: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--burst", help="End when nothing that this worker knows is due.")
+    ] = False,
+) -> None:
+    """Consume jobs until SIGTERM or Ctrl-C.
+
+    Then nothing more is claimed, running jobs get a grace period (WORKER_SHUTDOWN_GRACE), and what still runs is rolled
+    back and handed to other workers. A server that is away is waited for, now and at any time.
+    """
+    settings = load_settings(
+        app=app, queues=tuple(queue) if queue else None, concurrency=concurrency, processes=processes
+    )
+    application = load_app(settings.app)
+    observer = start_reporting(settings, application.schedule)
+    asyncio.run(consume(application, settings, observer, burst=burst))
+
+
+async def consume(app: App, settings: Settings, observer: Observer, *, burst: bool = False) -> None:
+    """Wait for both servers, check the database's version, and work. Returns when told to stop, or at a burst's end.
+
+    Raises Refusal for a missing migration, and what says that a server refuses us.
+    """
+    start = asyncio.create_task(ready(app, settings))
+    loop = asyncio.get_running_loop()
+    for signum in (SIGTERM, SIGINT):
+        # The worker has handlers of its own, and sets them when it begins.
+        loop.add_signal_handler(signum, start.cancel)
+    try:
+        await start
+    except asyncio.CancelledError:
+        return
+    await run_worker(app, settings, observer, burst=burst)
+
+
+async def ready(app: App, settings: Settings, patience: timedelta | None = None) -> None:
+    """Return when both servers answer and the database is up to date. Raises as `consume` does."""
+    redis = connect_broker(settings.redis_url.get_secret_value())
+    engine = create_engine(settings.database_url.get_secret_value(), pool_size=1, application=APPLICATION)
+    try:
+        await reach_database(engine, patience)
+        await check_versions(engine, app)
+        await reach_redis(redis, patience)
+    finally:
+        await engine.dispose()
+        await redis.aclose()
+
+
+async def check_versions(engine: AsyncEngine, app: App) -> None:
+    """Raises Refusal where a migration is missing."""
+    missing = await missing_versions(engine, app.migrations)
+    if missing:
+        raise Refusal(
+            f"The database lacks the migrations up to {', '.join(sorted(missing))}; run worker migrate.", WRONG
+        )

@@ -1,0 +1,105 @@
+"""worker runs and worker show: what waits, ran and failed, and why."""
+
+import asyncio
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from pydantic_core import from_json
+
+from worker.cli.endings import Refusal
+from worker.cli.output import print_json, print_table, printable, shown
+from worker.cli.reach import database
+from worker.operations import UnknownIdError
+from worker.overview import Details, Entry, details, entries, message_of
+from worker.run import Status
+from worker.settings import Settings, load_settings
+from worker.wire import Unreadable, decode
+
+MAX_ERROR = 100
+"""Characters of an error in the list; `worker show` has all of it."""
+
+
+def runs(
+    *,
+    status: Annotated[Status | None, typer.Option(help="Only these.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON a job.")] = False,
+) -> None:
+    """List jobs, newest first: those that ran, and those that wait.
+
+    A job that was sent straight to Redis appears here with its first attempt.
+    """
+    found = asyncio.run(_entries(load_settings(), status, name, limit))
+    if as_json:
+        for entry in found:
+            print_json(entry)
+        return
+    columns = ("status", "job", "id", "failures", "begun", "next", "finished", "rows", "error")
+    print_table(columns, map(_row, found))
+
+
+def show(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id, as worker enqueue printed it.")],
+    *,
+    payload: Annotated[
+        bool, typer.Option("--payload", help="Show the payload too; it may hold personal data.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show one job: its status, times, result, and every failed attempt with its traceback.
+
+    An id may stand for several jobs, one after another; the newest is shown. Errors and tracebacks may hold data.
+    """
+    found, message = asyncio.run(_details(load_settings(), job_id))
+    fields = _fields(found)
+    if payload:
+        if message is None:
+            raise Refusal(
+                f"The payload of {job_id} isn't kept; it is while a job waits, and where it is dead or cancelled."
+            )
+        fields["payload"] = _payload(message)
+    if as_json:
+        print_json(fields)
+        return
+    failures = fields.pop("failures")
+    for field, value in fields.items():
+        if value not in (None, 0):
+            typer.echo(f"{field:12} {shown(value)}")
+    for failure in failures:
+        typer.echo(f"\nfailure {failure['attempt']} at {shown(failure['failed_at'])} on {printable(failure['worker'])}")
+        for line in failure["traceback"].splitlines():
+            typer.echo(f"    {printable(line)}")
+
+
+async def _entries(settings: Settings, status: str | None, name: str | None, limit: int) -> list[Entry]:
+    async with database(settings) as engine, engine.connect() as connection:
+        return await entries(connection, status=status, name=name, limit=limit)
+
+
+async def _details(settings: Settings, job_id: str) -> tuple[Details, bytes | None]:
+    async with database(settings) as engine, engine.connect() as connection:
+        found = await details(connection, job_id)
+        if found is None:
+            raise UnknownIdError(job_id)
+        return found, await message_of(connection, found.entry)
+
+
+def _row(entry: Entry) -> tuple[object, ...]:
+    rows = "" if not entry.done else f"{entry.done}/{entry.total}" if entry.total else entry.done
+    error = (entry.error or "")[:MAX_ERROR]
+    times = (entry.begun_at, entry.due_at, entry.finished_at)
+    return (entry.status, entry.name, entry.id, entry.attempt or "", *times, rows, error)
+
+
+def _fields(found: Details) -> dict[str, Any]:
+    told = asdict(found)
+    entry: dict[str, Any] = told.pop("entry")
+    return {**entry, **told}
+
+
+def _payload(message: bytes) -> object:
+    """The payload as JSON, or the text of a message that can't be read."""
+    read = decode(message)
+    return message.decode("utf-8", "backslashreplace") if isinstance(read, Unreadable) else from_json(read.payload)

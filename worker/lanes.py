@@ -1,0 +1,99 @@
+"""Which rows of the outbox may be sent. Three lanes, each a statement that picks rows, marks and returns them.
+
+Plain: the id is the row's own. Coalescing: others may carry it too. Again: an earlier Redis was sent it.
+"""
+
+from typing import Any
+
+from sqlalchemy import Row, TextClause, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+BATCH, BATCH_BYTES = 500, 8 * 1024 * 1024
+"""Of one statement: at most so many rows, and so many bytes of messages. The first comes whatever its size."""
+
+# Due by PostgreSQL's clock; a run that backs off or snoozes says so itself.
+COLUMNS = """
+o.seq, o.id, o.queue, o.enqueued_ms, o.message, o.coalesces, o.sent_epoch is not null as is_marked,
+greatest(0, ceil(1000 * extract(epoch from greatest(o.due_at,
+    (select next_at from worker.run as r where r.id = o.id and r.enqueued_ms = o.enqueued_ms)
+) - clock_timestamp())))::bigint as delay_ms
+"""
+
+_SENT_ONE = "exists (select from worker.outbox as s where s.id = o.id and s.sent_epoch is not null)"
+_OLDER_ONE = """exists (
+    select from worker.outbox as s where s.id = o.id and s.seq < o.seq and s.sent_epoch is null and not s.coalesces
+)"""
+_UNSENT_ONE = """exists (
+    select from worker.outbox as s where s.id = o.id and s.seq <> o.seq and s.sent_epoch is null and s.coalesces
+)"""
+_MARK = "sent_epoch = :epoch, sent_at = clock_timestamp()"
+
+PLAIN = f"""
+o.sent_epoch is null and not o.coalesces and o.seq <> all(:refused) and not {_SENT_ONE} and not {_OLDER_ONE}
+"""
+DUE = "o.sent_epoch is null and o.coalesces and o.due_at <= clock_timestamp()"
+# What is blocked is picked as well where there is something to coalesce: so at most one row waits, however many come.
+COALESCING = f"{DUE} and o.seq <> all(:refused) and (not {_SENT_ONE} or {_UNSENT_ONE})"
+AGAIN = "o.sent_epoch < :epoch"
+
+LOOK = text(f"""
+select
+    exists (select from worker.outbox as o where {PLAIN}) as plain,
+    exists (select from worker.outbox as o where {COALESCING}) as coalescing,
+    exists (select from worker.outbox as o where {AGAIN}) as again,
+    array(select distinct o.id from worker.outbox as o where {DUE} limit {BATCH}) as waiting
+""")  # noqa: S608 - put together from the constants above
+
+
+def _mark_in_order(condition: str, order: str) -> TextClause:
+    """Mark as many as make a batch. Rows that another relay holds are passed over."""
+    return text(f"""
+    with picked as (
+        select o.seq, octet_length(o.message) as bytes from worker.outbox as o where {condition}
+        order by {order} limit {BATCH} for update skip locked
+    ), fitting as (
+        select seq from (select seq, sum(bytes) over (order by seq) - bytes as before from picked) as sized
+        where before < {BATCH_BYTES}
+    )
+    update worker.outbox as o set {_MARK} from fitting where o.seq = fitting.seq returning {COLUMNS}
+    """)  # noqa: S608 - put together from the constants above
+
+
+MARK_PLAIN = _mark_in_order(PLAIN, "o.seq")
+MARK_AGAIN = _mark_in_order(AGAIN, "o.sent_epoch, o.seq")
+
+# Of several unsent rows of one id the newest stays, with the earliest due time; of one chosen `job_id`, the oldest.
+# A row that isn't later than its id's last run is given the next millisecond, or it would be that run's duplicate.
+MARK_COALESCING = text(f"""
+with due as (
+    select distinct id from (
+        select o.id from worker.outbox as o where {COALESCING} order by o.due_at limit {BATCH}
+    ) as first_ones
+), ranked as (
+    select o.seq, o.id, octet_length(o.message) as bytes, {_SENT_ONE} as is_blocked,
+        min(o.due_at) over same as earliest,
+        row_number() over (same order by case when o.enqueued_ms = 0 then o.seq else -o.seq end) as place
+    from worker.outbox as o join due using (id) where o.sent_epoch is null and o.coalesces
+    window same as (partition by o.id)
+), gone as (
+    delete from worker.outbox as o using ranked where o.seq = ranked.seq and ranked.place > 1
+), kept as (
+    select seq, earliest, not is_blocked
+            and sum(bytes) filter (where not is_blocked) over (order by seq) - bytes < {BATCH_BYTES} as may_go,
+        (select max(r.enqueued_ms) from worker.run as r where r.id = ranked.id) as last_ms
+    from ranked where place = 1
+)
+update worker.outbox as o set due_at = kept.earliest,
+    sent_epoch = case when may_go then cast(:epoch as bigint) end, sent_at = case when may_go then clock_timestamp() end,
+    enqueued_ms = case when not may_go or o.enqueued_ms = 0 then o.enqueued_ms
+        else greatest(o.enqueued_ms, last_ms + 1) end
+from kept where o.seq = kept.seq returning {COLUMNS}
+""")  # noqa: S608 - put together from the constants above
+
+UNMARK = text("update worker.outbox set sent_epoch = null, sent_at = null where seq = any(:seqs)")
+
+
+async def rows(connection: AsyncConnection, statement: TextClause, **parameters: Any) -> list[Row[Any]]:
+    """The rows (COLUMNS) that a statement marked, oldest first."""
+    found = await connection.execute(statement, parameters)
+    return sorted(found.all(), key=lambda row: row.seq)

@@ -1,0 +1,124 @@
+"""What people do to dead jobs: replay or discard them. Each is one transaction; cancel has a module of its own.
+
+An id may stand for several jobs, one after another; its newest is meant.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from worker.overview import newest
+from worker.wire import restamp
+
+BATCH = 100
+"""Runs a transaction; each brings its message, up to 1 MiB."""
+
+
+class UnknownIdError(LookupError):
+    """No job has this id."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"No job has the id {job_id!r}; worker runs lists those that there are.")
+
+
+class WrongStatusError(ValueError):
+    """The job isn't in a state for it; the text says in which it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """It is replayed, cancelled or discarded."""
+
+    job_id: str
+    name: str
+
+
+# What hasn't begun is newer than any run, so a run is the newest only where nothing of its id waits.
+_DEAD = """
+select id, enqueued_ms, name, queue, message from worker.run as r
+where status = 'dead' and not exists (
+    select from worker.run as later
+    where later.id = r.id and (later.created_at, later.enqueued_ms) > (r.created_at, r.enqueued_ms)
+) and not exists (
+    select from worker.outbox as o where o.id = r.id
+        and not exists (select from worker.run as begun where begun.id = o.id and begun.enqueued_ms = o.enqueued_ms)
+)
+"""
+_DEAD_OF_ID = text(f"{_DEAD} and id = :id for update")
+_DEAD_BATCH = text(f"{_DEAD} and finished_at <= :until order by finished_at limit :batch for update skip locked")
+_NOW = text("select clock_timestamp()")
+
+# The outbox row comes back under the same identity, and isn't coalesced with others of its id.
+_SEND_AGAIN = text("""
+insert into worker.outbox (id, enqueued_ms, name, queue, message) values (:id, :ms, :name, :queue, :message)
+""")
+_WAIT_AGAIN = text("""
+update worker.run set status = 'waiting', from_outbox = true, attempt = 0, next_at = null, error = null, message = null,
+    finished_at = null
+where id = :id and enqueued_ms = :ms
+""")
+_DISCARD = text(
+    "update worker.run set status = 'discarded', finished_at = clock_timestamp() where id = :id and enqueued_ms = :ms"
+)
+
+
+async def replay(engine: AsyncEngine, job_id: str) -> Done:
+    """Let a dead job run again: the same identity, no failures counted, a chunked one from its cursor.
+
+    Raises UnknownIdError or WrongStatusError.
+    """
+    async with engine.begin() as connection:
+        run = await _dead(connection, job_id)
+        await _replay(connection, [run])
+    return Done(run.id, run.name)
+
+
+async def replay_all(engine: AsyncEngine) -> list[Done]:
+    """Replay every job that is dead now, a batch a transaction. Those that somebody else holds are left."""
+    done: list[Done] = []
+    async with engine.connect() as connection:
+        until: datetime = (await connection.execute(_NOW)).scalar_one()
+    while True:
+        async with engine.begin() as connection:
+            runs = (await connection.execute(_DEAD_BATCH, {"until": until, "batch": BATCH})).all()
+            if not runs:
+                return done
+            await _replay(connection, runs)
+        done += [Done(run.id, run.name) for run in runs]
+
+
+async def discard(engine: AsyncEngine, job_id: str) -> Done:
+    """Put a dead job aside for good: it can't be replayed any more. Raises UnknownIdError or WrongStatusError."""
+    async with engine.begin() as connection:
+        run = await _dead(connection, job_id)
+        await connection.execute(_DISCARD, {"id": run.id, "ms": run.enqueued_ms})
+    return Done(run.id, run.name)
+
+
+async def _dead(connection: AsyncConnection, job_id: str) -> Row[Any]:
+    run = (await connection.execute(_DEAD_OF_ID, {"id": job_id})).one_or_none()
+    if run is None:
+        found = await newest(connection, job_id)
+        if found is None:
+            raise UnknownIdError(job_id)
+        raise WrongStatusError(f"The job {job_id} is {found.status}; only a dead one can be replayed or discarded.")
+    return run
+
+
+async def _replay(connection: AsyncConnection, runs: Sequence[Row[Any]]) -> None:
+    rows = [
+        {
+            "id": run.id,
+            "ms": run.enqueued_ms,
+            "name": run.name,
+            "queue": run.queue,
+            "message": restamp(run.message, enqueued_ms=run.enqueued_ms),
+        }
+        for run in runs
+    ]
+    await connection.execute(_SEND_AGAIN, rows)
+    await connection.execute(_WAIT_AGAIN, [{"id": run.id, "ms": run.enqueued_ms} for run in runs])

@@ -1,0 +1,46 @@
+"""What an outcome means for the job's message in Redis: taken out with its result, or offered again."""
+
+import time
+from datetime import timedelta
+from typing import assert_never
+
+from worker.claim import Claim, Claims
+from worker.delivery import Report
+from worker.outcome import Cancelled, Completed, Dead, Duplicate, Final, Released, Retrying, Snoozed, Yielded
+from worker.wire import ABORTED, Result, encode_result
+
+
+async def settle(claims: Claims, claim: Claim, report: Report, keep: timedelta) -> bool:
+    """Tell Redis what came of a delivery; a result is kept for `keep`. False: the lease was lost, and nothing was told.
+
+    Raises redis's errors where it is away.
+    """
+    match report.outcome:
+        case Completed() | Duplicate() | Cancelled() | Dead():
+            return await claims.finish(claim, _result(claim, report, report.outcome), keep)
+        case Retrying(delay):
+            return await claims.put_back(claim, delay, adopted=report.adopted, failures=report.attempt)
+        case Snoozed(delay) | Released(_, delay):
+            return await claims.put_back(claim, delay, adopted=report.adopted)
+        case Yielded():
+            return await claims.put_back(claim, timedelta(0), adopted=report.adopted)
+        case _:
+            assert_never(report.outcome)
+
+
+def _result(claim: Claim, report: Report, outcome: Final) -> bytes:
+    """The bytes of `arq:result`."""
+    match outcome:
+        case Completed(result) | Duplicate(result, None):
+            success, value = True, result
+        case Duplicate(_, error) | Dead(error):
+            success, value = False, error
+        case Cancelled(reason):
+            success, value = False, f"{ABORTED}: {reason}"
+        case _:
+            assert_never(outcome)
+    now = time.time_ns() // 1_000_000
+    started, finished = report.started_ms or now, report.finished_ms or now
+    return encode_result(
+        Result(claim.job_id, claim.queue, report.message, report.attempt, success, value, started, finished)
+    )

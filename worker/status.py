@@ -1,0 +1,122 @@
+"""How much waits, where, and who works on it: PostgreSQL and Redis together, each asked for a bounded part."""
+
+import re
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.heartbeat import Heartbeat, live_workers
+
+LOOK_AT = 1_000
+"""Jobs a queue, and ten times as many outbox rows, that are looked at for unknown names; the oldest."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """One queue, as Redis and PostgreSQL have it. Ages are in seconds."""
+
+    name: str
+    waiting: int
+    """In Redis and not in flight, due or not."""
+    due: int
+    oldest_due_s: float | None
+    in_flight: int
+    """Jobs that some worker holds; counted up to 2,000."""
+    unsent: int
+    """Outbox rows that the relay hasn't sent."""
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The whole picture."""
+
+    queues: tuple[QueueStatus, ...]
+    workers: tuple[Heartbeat, ...]
+    unsent: int
+    oldest_unsent_s: float | None
+    """Of those that are due."""
+    dead: int
+    unknown_jobs: Mapping[str, int]
+    """Names that the app has no handler for, and how many were seen of each; not all jobs are looked at."""
+
+
+# A claim moves the score to the end of the lease, so what is held lies between now and then; a job that a stock arq
+# worker holds keeps its score and is due. Only the beginning of a message is read: it may have a megabyte.
+LOOK = """
+local queue, lease, limit = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, limit)
+local soon = redis.call('ZRANGEBYSCORE', queue, '(' .. now, now + lease, 'LIMIT', 0, limit)
+local held, held_due, oldest, heads = 0, 0, false, {}
+for _, id in ipairs(due) do
+    if redis.call('EXISTS', 'arq:in-progress:' .. id) == 1 then
+        held_due = held_due + 1
+    elseif not oldest then
+        oldest = now - redis.call('ZSCORE', queue, id)
+    end
+    heads[#heads + 1] = redis.pcall('GETRANGE', 'arq:job:' .. id, 0, 511)
+end
+for _, id in ipairs(soon) do
+    held = held + redis.call('EXISTS', 'arq:in-progress:' .. id)
+    heads[#heads + 1] = redis.pcall('GETRANGE', 'arq:job:' .. id, 0, 511)
+end
+return {
+    redis.call('ZCARD', queue) - held - held_due, redis.call('ZCOUNT', queue, '-inf', now) - held_due,
+    oldest and tostring(oldest), held + held_due, heads
+}
+"""
+
+HEAD = re.compile(rb'\s*\{\s*(?:"t"\s*:\s*(?:null|\d+)\s*,\s*)?"f"\s*:\s*"([A-Za-z0-9_.:-]{1,200})"')
+"""The name, where the message begins as ours and arq's do."""
+
+_UNSENT = text("""
+select queue, count(*) as rows,
+    extract(epoch from clock_timestamp() - min(due_at) filter (where due_at <= clock_timestamp()))::float as oldest_s
+from worker.outbox where sent_epoch is null group by queue
+""")
+_DEAD = text("select queue, count(*) as runs from worker.run where status = 'dead' group by queue")
+_NAMES = text(
+    "select name, count(*) as rows from (select name from worker.outbox order by seq limit :limit) as o group by name"
+)
+
+
+async def status(
+    engine: AsyncEngine, redis: Redis, *, queues: Iterable[str], known: Container[str], lease: timedelta
+) -> Status:
+    """Look at both servers. `queues` and those that anything waits in are shown; `known`: the names with a handler."""
+    async with engine.connect() as connection:
+        unsent = {row.queue: row for row in await connection.execute(_UNSENT)}
+        dead = {row.queue: int(row.runs) for row in await connection.execute(_DEAD)}
+        limit = {"limit": 10 * LOOK_AT}
+        names = Counter({row.name: int(row.rows) for row in await connection.execute(_NAMES, limit)})
+    workers = await live_workers(redis)
+    shown = {*queues, *unsent, *dead, *(queue for worker in workers for queue in worker.queues)}
+    look: Any = redis.register_script(LOOK)
+    told: list[QueueStatus] = []
+    in_redis: Counter[str] = Counter()
+    for queue in sorted(shown):
+        waiting, due, oldest_ms, held, heads = await look(
+            keys=[queue], args=[int(lease.total_seconds() * 1000), LOOK_AT]
+        )
+        oldest_s = float(oldest_ms) / 1000 if oldest_ms else None
+        rows = int(unsent[queue].rows) if queue in unsent else 0
+        told.append(QueueStatus(queue, waiting, due, oldest_s, held, rows, dead.get(queue, 0)))
+        in_redis.update(match[1].decode() for match in map(HEAD.match, heads) if match)
+    ages = [row.oldest_s for row in unsent.values() if row.oldest_s is not None]
+    return Status(
+        tuple(told),
+        tuple(workers),
+        sum(queue.unsent for queue in told),
+        max(ages, default=None),
+        sum(dead.values()),
+        # What came through the outbox stands in both, until it is final.
+        {name: count for name, count in sorted((names | in_redis).items()) if name not in known},
+    )

@@ -1,0 +1,35 @@
+"""What PostgreSQL stores of a job beside its message: results and cursors as jsonb, errors as text. Pure."""
+
+import re
+
+from pydantic_core import PydanticSerializationError, to_json
+
+from worker.errors import Permanent
+
+MAX_STORED_BYTES = 64 * 1024
+NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""The escape of a NUL, and not an escaped backslash before `u0000`."""
+
+
+def as_jsonb(value: object, what: str) -> str:
+    """`value` as JSON that PostgreSQL's jsonb takes. Numbers that are no JSON (NaN, infinity) become null.
+
+    Raises Permanent where it is no JSON, over 64 KiB, or holds NUL or a lone surrogate. `what` names it in the error.
+    """
+    try:
+        encoded = to_json(value, inf_nan_mode="null")
+    except PydanticSerializationError as error:
+        raise Permanent(f"The handler's {what} can't be written as JSON ({error}); return plain values.") from None
+    if len(encoded) > MAX_STORED_BYTES:
+        raise Permanent(
+            f"The handler's {what} has {len(encoded):,} bytes as JSON; the limit is {MAX_STORED_BYTES:,}: "
+            "store it and return its key."
+        )
+    if NUL.search(encoded):
+        raise Permanent(f"The handler's {what} holds a NUL character, which PostgreSQL's jsonb refuses; take it out.")
+    return encoded.decode()
+
+
+def as_text(value: str) -> str:
+    """`value` as PostgreSQL's text takes it: NUL and lone surrogates escaped."""
+    return value.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
