@@ -6,7 +6,6 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -56,10 +55,16 @@ async def missing_versions(engine: AsyncEngine, version_locations: Sequence[Path
 
 def _missing(connection: Connection, config: Config) -> set[str]:
     scripts = ScriptDirectory.from_config(config)
-    context = MigrationContext.configure(connection, opts={"version_table_schema": "worker"})
-    applied = set(context.get_current_heads())
+    applied = _applied(connection)
     missing = set(scripts.get_heads()) - applied
     # A version that this code doesn't know is a later one's, of a deploy that is under way or was rolled back: the
     # head of the same branch here is behind it, not missing.
     later = applied - {script.revision for script in scripts.walk_revisions()}
     return missing if len(missing) > len(later) else set()
+
+
+def _applied(connection: Connection) -> set[str]:
+    """Alembic's own way to ask writes two lines of log each time."""
+    if connection.execute(text("select to_regclass('worker.alembic_version')")).scalar_one() is None:
+        return set()
+    return set(connection.execute(text("select version_num from worker.alembic_version")).scalars())

@@ -109,10 +109,12 @@ _TAKE_ROW = "delete from worker.outbox where id = :id and enqueued_ms = :ms and 
 _IN_THIS_TRANSACTION = "id = :id and enqueued_ms = :ms and pg_current_xact_id()::text = :transaction"
 
 _COMPLETE = text(f"""
-with taken as ({_TAKE_ROW})
-update worker.run set status = 'completed', result = cast(:result as jsonb), next_at = null, error = null,
-    finished_at = clock_timestamp()
-where {_IN_THIS_TRANSACTION}
+with marked as (
+    update worker.run set status = 'completed', result = cast(:result as jsonb), next_at = null, error = null,
+        finished_at = clock_timestamp()
+    where {_IN_THIS_TRANSACTION} returning id
+), taken as ({_TAKE_ROW} and exists (select from marked))
+select count(*) from marked
 """)
 
 _ADVANCE = text(f"""
@@ -172,7 +174,7 @@ def _milliseconds(limits: Limits) -> dict[str, str]:
 async def complete(connection: AsyncConnection, run: Identity, begun: Begun, result: str) -> None:
     """Mark the run done, with its result as JSON, and take its outbox row away. Raises TransactionEnded."""
     marked = await connection.execute(_COMPLETE, {**run.key, "transaction": begun.transaction, "result": result})
-    if marked.rowcount == 0:
+    if not marked.scalar_one():
         raise TransactionEnded
 
 

@@ -178,13 +178,14 @@ async def _call(work: Work, begun: ledger.Begun, session: AsyncSession) -> objec
                 else:
                     returned = await handler.run(work.job, session)
             await session.flush()
-            if not limit.expired():
-                return returned
-    except TimeoutError as error:
+        if not limit.expired():
+            return returned
+    except (TimeoutError, asyncio.CancelledError) as error:
+        # In Python 3.11 a TaskGroup that failed leaves its task such that the timeout's cancellation stays one.
         if not limit.expired():
             raise
         hung = error
-    # Its cancellation may have been swallowed, too.
+    # The handler may have swallowed it, too.
     raise JobTimeout(f"{work.run.name} ran longer than its timeout of {handler.timeout}; raise it or do less.") from hung
 
 

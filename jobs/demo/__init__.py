@@ -159,7 +159,7 @@ async def _trade(
     killed_at, takeover = 0.0, None
     deadline = time.monotonic() + GIVE_UP_S
     while not (said.done() and takeover and await judge.unfinished(engine, redis) == 0):
-        placed = await judge.placed(engine)
+        placed = await judge.settled(engine)
         progress.update(bar, completed=placed)
         if not held and placed >= KILL_AFTER * stage.orders:
             held = await crew.kill_at_work(members[0], redis) or set()

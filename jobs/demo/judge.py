@@ -54,6 +54,7 @@ select count(*) from (
 _PAID = "select count(*) from orders where reference like 'DEMO-%' and paid_at is not null"
 _PAY_RUNS = "select count(*) from worker.run where name = 'orders.pay' and status = 'completed'"
 _PLACED = "select count(*) from orders where reference like 'DEMO-%'"
+_SETTLED = "select count(*) from worker.run where name = 'orders.place' and finished_at is not null"
 _PLACE_DEAD = "select count(*) from worker.run where name = 'orders.place' and status = 'dead'"
 _ROLLED_BACK = "select count(*) from orders where reference like 'NEVER-%'"
 _NEGATIVE = "select count(*) from products where stock < 0"
@@ -109,10 +110,10 @@ async def judge(engine: AsyncEngine, redis: ArqRedis, articles: Sequence[Article
     ]
 
 
-async def placed(engine: AsyncEngine) -> int:
-    """Orders placed so far."""
+async def settled(engine: AsyncEngine) -> int:
+    """Orders placed or refused so far."""
     async with engine.connect() as connection:
-        return await _count(connection, _PLACED)
+        return await _count(connection, _SETTLED)
 
 
 async def are_final(engine: AsyncEngine, ids: Iterable[str]) -> bool:

@@ -50,7 +50,10 @@ def query(database_url: str) -> Callable[..., Sequence[Any]]:
         finally:
             await connection.close()
 
-    return lambda statement, *args: asyncio.run(fetch(statement, *args))
+    def query(statement: str, *args: object) -> Sequence[Any]:
+        return asyncio.run(fetch(statement, *args))
+
+    return query
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ def queue(redis_url: str) -> Callable[..., None]:
     def put(
         job_id: str, score: int, *, name: str = "tests.greet", queue: str = "arq:queue", held: bool = False
     ) -> None:
-        with SyncRedis.from_url(redis_url) as redis:
+        client: Any = SyncRedis.from_url(redis_url)  # typed for both of redis-py's clients
+        with client as redis:
             seconds, micros = redis.time()
             redis.set(f"arq:job:{job_id}", json.dumps({"t": None, "f": name, "a": [], "k": {}, "et": 1}))
             redis.zadd(queue, {job_id: seconds * 1000 + micros // 1000 + score})
@@ -104,7 +105,8 @@ async def test_a_workers_heartbeat_is_seen_while_it_lives(redis_url: str, start_
     await status.wait()
     [alive] = status.lines[0]["workers"]
     assert (alive["host"], alive["pid"], alive["queues"], alive["running"]) == (host, worker.pid, ["slow", "mail"], 0)
-    with SyncRedis.from_url(redis_url) as redis:
+    client: Any = SyncRedis.from_url(redis_url)
+    with client as redis:
         assert 0 < redis.pttl(f"ratchet:worker:{alive['name']}") <= LIVES_MS
         assert await worker.stop() == 0
         assert redis.keys("ratchet:worker*") == []

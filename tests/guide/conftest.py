@@ -23,7 +23,7 @@ def server() -> Iterator[EmbeddedPostgres]:
 @pytest.fixture
 async def engine(server: EmbeddedPostgres) -> AsyncIterator[AsyncEngine]:
     """A database of the test's own, where jobs commit."""
-    server.psql("drop database if exists app with (force)", "create database app template template_app strategy file_copy")
+    server.psql("drop database if exists app", "create database app template template_app strategy file_copy")
     engine = create_engine(server.database_url("app"), pool_size=5)
     yield engine
     await engine.dispose()

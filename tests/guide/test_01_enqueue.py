@@ -84,10 +84,8 @@ async def test_a_plain_session_enqueues_too(session: AsyncSession) -> None:
 # --- from SQL ---------------------------------------------------------------------------------------------------------
 
 FROM_SQL = """
-begin;
-insert into users (email, name) values ('ada@example.com', 'Ada');
-select worker.enqueue('users.welcome', jsonb_build_object('user_id', (select id from users where email = 'ada@example.com')));
-commit;
+with ada as (insert into users (email, name) values ('ada@example.com', 'Ada') returning id)
+select worker.enqueue('users.welcome', jsonb_build_object('user_id', id)) from ada;
 """
 
 PRODUCER = """
@@ -96,11 +94,11 @@ grant worker_producer to shop;
 
 
 async def test_any_language_enqueues_in_its_own_transaction(server: EmbeddedPostgres, session: AsyncSession) -> None:
-    server.psql(FROM_SQL.replace("commit", "rollback"), database="app")
+    server.psql(f"begin; {FROM_SQL} rollback;", database="app")
     assert await enqueued(session, Welcome) == []
     server.psql(FROM_SQL, database="app")
     [job] = await enqueued(session, Welcome)
-    assert await session.get_one(User, job.user_id)
+    assert (await session.get_one(User, job.user_id)).name == "Ada"
 
 
 async def test_a_producer_may_enqueue_and_nothing_else(server: EmbeddedPostgres, session: AsyncSession) -> None:

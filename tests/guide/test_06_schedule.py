@@ -63,6 +63,6 @@ def test_what_can_not_work_is_refused_when_the_app_is_made() -> None:
     with pytest.raises(ValueError, match="use an IANA name"):
         Cron(Report(), "0 6 * * *", tz="Tokyo")
     with pytest.raises(ValueError, match="give one of them a name of its own"):
-        App(handlers=app.handlers.values(), schedule=[Cron(Report(), "0 6 * * *"), Cron(Report(), "0 7 * * *")])
+        App(handlers=[Handler(Report, report)], schedule=[Cron(Report(), "0 6 * * *"), Cron(Report(), "0 7 * * *")])
     with pytest.raises(ValueError, match="has no handler"):
         App(handlers=[], schedule=[Cron(Report(), "0 6 * * *")])

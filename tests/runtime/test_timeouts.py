@@ -59,9 +59,12 @@ async def test_a_timeout_is_a_failure_like_any_other(bench: Bench) -> None:
 
 
 async def test_a_timeout_tells_where_the_handler_hung(bench: Bench) -> None:
-    await bench.run(Handler(Note, idling, timeout=SHORT), await bench.enqueued(Note()))
+    async def hanging(job: Note, session: AsyncSession) -> None:
+        await asyncio.Event().wait()  # here
+
+    await bench.run(Handler(Note, hanging, timeout=SHORT), await bench.enqueued(Note()))
     ((trace,),) = await bench.all("select traceback from worker.attempt")
-    assert "await asyncio.Event().wait()" in trace
+    assert "await asyncio.Event().wait()  # here" in trace
 
 
 async def test_a_timeout_ends_even_a_running_query_on_the_server(bench: Bench) -> None:
@@ -93,6 +96,36 @@ async def test_a_handler_that_swallows_the_timeout_has_failed_all_the_same(bench
     assert await bench.effects() == []
 
 
+async def group_fails() -> None:
+    """Leave the task with a cancellation that nobody answered, as Python 3.11 does."""
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ValueError
+
+    with suppress(BaseExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+
+
+async def test_a_failed_task_group_in_a_handler_is_no_cancellation_of_the_job(bench: Bench) -> None:
+    async def failing(job: Note, session: AsyncSession) -> None:
+        await group_fails()
+        raise ValueError
+
+    assert isinstance(await bench.run(Handler(Note, failing), await bench.enqueued(Note())), Retrying)
+
+
+async def test_nor_does_it_hide_the_timeout(bench: Bench) -> None:
+    async def hanging(job: Note, session: AsyncSession) -> None:
+        await group_fails()
+        await idling(job, session)
+
+    outcome = await bench.run(Handler(Note, hanging, timeout=SHORT), await bench.enqueued(Note()))
+    assert isinstance(outcome, Retrying)
+    assert outcome.error.startswith("JobTimeout")
+
+
 async def test_a_flush_at_the_end_is_within_the_timeout(bench: Bench) -> None:
     await bench.all(
         "create function sleep() returns trigger language plpgsql as 'begin perform pg_sleep(30); return new; end'"
@@ -122,7 +155,9 @@ async def test_a_handler_that_turns_the_cancellation_into_an_error_burns_no_atte
         finally:
             raise ValueError("cleaning up went wrong")
 
-    attempt = await started(bench, Handler(Note, turning), Grip())
+    hold = Grip()
+    attempt = await started(bench, Handler(Note, turning), hold)
+    hold.stopping = True
     attempt.cancel()
     assert await attempt == Released("the worker stops")
     assert await bench.runs() == []
