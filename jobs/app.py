@@ -16,8 +16,10 @@ from jobs.users import handlers as users
 from jobs.users.contracts import DeactivateDormant, ExportUsers, ImportUsers
 from jobs.users.export import export_users
 from jobs.users.imports import import_users
+from worker import prune
 from worker.app import App
 from worker.handler import AnyHandler, ChunkedHandler, Handler
+from worker.prune import Prune
 from worker.schedule import Cron
 from worker.stock import worker_settings
 
@@ -28,6 +30,7 @@ SCHEDULE = (
     Cron(RefreshDaily(), "0 1 * * *"),
     Cron(DeactivateDormant(dormant_for=timedelta(days=180)), "30 3 * * *"),
     Cron(CancelStale(older_than=timedelta(days=30)), "0 4 * * *"),
+    Cron(Prune(keep_for=timedelta(days=30)), "30 4 * * *"),
 )
 
 
@@ -43,8 +46,13 @@ def handlers(files: Files) -> tuple[AnyHandler, ...]:
     )
 
 
+def redis_url() -> str:
+    """Where `worker.prune` asks whether a direct job's message is still there."""
+    return os.environ.get("REDIS_URL", "redis://localhost:6379")
+
+
 app = App(
-    handlers=handlers(Files(Path(os.environ.get("WORKER_FILES_DIR", "files")))),
+    handlers=(*handlers(Files(Path(os.environ.get("WORKER_FILES_DIR", "files")))), *prune.handlers(redis_url)),
     schedule=SCHEDULE,
     migrations=(MIGRATIONS,),
     demo="jobs.demo:main",

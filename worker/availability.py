@@ -64,7 +64,10 @@ class Availability:
         self._up.set()
 
     async def _probe(self) -> None:
-        """Ask something. A pooled connection may have died with the server; that empties the pool, and the next is new."""
+        """Ask something.
+
+        A pooled connection may have died with the server; that empties the pool, and the next one is new.
+        """
         try:
             await self._ask()
         except DBAPIError:

@@ -46,9 +46,7 @@ def arq_settings(url: str) -> RedisSettings:
     """The same server, as the stock `arq` command takes it. Raises as `check_url` does."""
     if url.startswith(SENTINEL):
         hosts, service, options = _sentinel(url)
-        return RedisSettings(
-            host=hosts, sentinel=True, sentinel_master=service, database=options.pop("db"), **options
-        )
+        return RedisSettings(host=hosts, sentinel=True, sentinel_master=service, database=options.pop("db"), **options)
     options = redis.ConnectionPool.from_url(url).connection_kwargs
     tls = {name: value for name, value in options.items() if name in TLS_OPTIONS}
     return RedisSettings(
@@ -78,7 +76,7 @@ def check_url(url: str) -> None:
 
 
 def _sentinel(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
-    """redis+sentinel://user:password@host:port,host:port/service/db"""
+    """Read redis+sentinel://user:password@host:port,host:port/service/db."""
     parts = urlsplit(url)
     credentials, _, hosts = parts.netloc.rpartition("@")
     service, _, database = parts.path.strip("/").partition("/")

@@ -35,7 +35,7 @@ class Asked:
     name: str
 
 
-class _ChangedMeanwhile(Exception):  # noqa: N818 - nothing is wrong
+class _ChangedMeanwhile(Exception):
     """It was sent, began, or ended between the look and the lock."""
 
 

@@ -1,4 +1,4 @@
-"""Worker: arq's, with leases. Claims due jobs, has each executed, and settles it in Redis. Knows nothing of sessions."""
+"""Worker: arq's, with leases. Claims due jobs, has each executed, settles it in Redis. Knows nothing of sessions."""
 
 import asyncio
 import os
@@ -36,6 +36,7 @@ from worker.outcome import (
     Yielded,
 )
 from worker.settle import settle
+from worker.shield import cancel_all
 from worker.wire import ABORT_SET
 
 AWAY_DELAY_S = 0.5
@@ -95,8 +96,7 @@ class Worker(arq.worker.Worker):
             await asyncio.wait([self.main_task])
         finally:
             self.allow_pick_jobs = False
-            self.main_task.cancel()
-            await asyncio.wait([self.main_task])
+            await cancel_all([self.main_task])
             await self._hand_back()
             self._engine.leases.stop()
             with suppress(RedisError, OSError, TimeoutError):  # it runs out by itself
@@ -249,11 +249,9 @@ class Worker(arq.worker.Worker):
 
     async def _hand_back(self) -> None:
         """Cancel what still runs: it is rolled back, and its messages are put back."""
-        for job in self.job_tasks.values():
-            job.cancel()
-        if not self.tasks:
-            return
-        _, deaf = await asyncio.wait(self.tasks.values(), timeout=LAST_WORDS_S)
+        deaf = await cancel_all(self.job_tasks.values(), LAST_WORDS_S)
+        if not deaf and self.tasks:
+            _, deaf = await asyncio.wait(self.tasks.values(), timeout=LAST_WORDS_S)
         if deaf:
             hint = "the process ends without them, and their leases run out"
             self._log.error("jobs_ignore_cancellation", job_ids=sorted(self.tasks), hint=hint)

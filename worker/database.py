@@ -42,7 +42,10 @@ class DatabaseAway(ConnectionError):
             f"PostgreSQL can't be used ({type(reason).__name__}: {reason}); check DATABASE_URL and the server."
         )
         self.refused = isinstance(
-            reason, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError
+            reason,
+            asyncpg.InvalidAuthorizationSpecificationError
+            | asyncpg.InvalidCatalogNameError
+            | asyncpg.InsufficientPrivilegeError,
         )
         """It answered, and said no: waiting won't help."""
 
@@ -93,7 +96,7 @@ async def connect(url: str, application: str) -> "asyncpg.Connection[asyncpg.Rec
 
 def _keep_alive(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
     """Let the kernel find out that the server's host is gone. asyncpg has no public way to its socket."""
-    transport: asyncio.Transport = connection._transport  # type: ignore[attr-defined]  # noqa: SLF001 # pyright: ignore
+    transport: asyncio.Transport = connection._transport  # type: ignore[attr-defined]  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
     sock: socket.socket = transport.get_extra_info("socket")
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

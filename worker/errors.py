@@ -6,7 +6,7 @@ Each of them rolls the transaction back.
 from datetime import timedelta
 
 
-class Snooze(Exception):  # noqa: N818 - it asks for a wait; nothing is wrong
+class Snooze(Exception):
     """Not now: run the job again after `delay`. Burns no attempt."""
 
     def __init__(self, delay: timedelta, reason: str = "") -> None:
@@ -16,7 +16,7 @@ class Snooze(Exception):  # noqa: N818 - it asks for a wait; nothing is wrong
         self.delay = delay
 
 
-class Cancel(Exception):  # noqa: N818 - it asks for an end; nothing is wrong
+class Cancel(Exception):
     """Never mind: the job ends as `cancelled` and isn't tried again."""
 
     def __init__(self, reason: str = "cancelled by its handler") -> None:
@@ -24,12 +24,12 @@ class Cancel(Exception):  # noqa: N818 - it asks for an end; nothing is wrong
         self.reason = reason
 
 
-class Permanent(Exception):  # noqa: N818 - read as "raise Permanent"
+class Permanent(Exception):
     """No retry can mend it: the job is Dead at once, kept with its bytes and this error, and can be replayed."""
 
 
 class InvalidPayload(Permanent):
-    """The payload does not fit the job's model, or the message can't be read. The text holds no value of the payload."""
+    """The payload doesn't fit the job's model, or the message can't be read. The text holds no value of the payload."""
 
 
 class UnknownJob(LookupError):
@@ -44,7 +44,7 @@ class JobExpired(LookupError):
     """The id stood in the queue, but its message is gone from Redis, and PostgreSQL knows nothing of it."""
 
 
-class SessionMisuse(RuntimeError):  # noqa: N818 - it names what was done
+class SessionMisuse(RuntimeError):
     """A handler took over what the runtime owns: the commit, the rollback, or the session's single task."""
 
 
@@ -53,8 +53,8 @@ class TransactionEnded(Permanent):
 
     def __init__(self) -> None:
         super().__init__(
-            "The handler ended its transaction by itself (COMMIT or ROLLBACK as SQL, or on the connection), so its work "
-            "and its done mark can't commit together; leave the end to the runtime and use begin_nested() for a part."
+            "The handler ended its transaction by itself (COMMIT or ROLLBACK as SQL, or on the connection), so its "
+            "work and its done mark can't commit together; leave the end to the runtime, and use begin_nested()."
         )
 
 
@@ -68,5 +68,5 @@ class SwallowedError(RuntimeError):
         )
 
 
-class JobTimeout(RuntimeError):  # noqa: N818 - it names what happened
+class JobTimeout(RuntimeError):
     """A handler ran longer than its policy allows. A failure like any other."""

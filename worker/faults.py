@@ -1,9 +1,15 @@
-"""What an error says about the servers, told by SQLSTATE and by type. Pure judgement; nothing is done here."""
+"""What an error says about the servers and the transaction, told by SQLSTATE and by type."""
+
+from collections.abc import Coroutine, Generator
+from contextlib import contextmanager
+from typing import Any
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from worker.database import DatabaseAway
+from worker.errors import SwallowedError
+from worker.shield import to_its_end
 
 LOCK_NOT_AVAILABLE = "55P03"
 SERIALIZATION_FAILURE = "40001"
@@ -14,8 +20,17 @@ UNIQUE_VIOLATION = "23505"
 LOST_STATES = ("08", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
 
 
-class FateUnknown(ConnectionError):  # noqa: N818 - it names what isn't known
+class FateUnknown(ConnectionError):
     """The connection was lost while the commit was under way."""
+
+
+class LedgerBusy(Exception):
+    """The run's lock wasn't to be had, or the ledger's own statement met a conflict. Counts nothing."""
+
+    def __init__(self, *, is_conflict: bool) -> None:
+        super().__init__("the run's lock is held elsewhere")
+        self.is_conflict = is_conflict
+        """Whether the same transaction may well succeed at once."""
 
 
 def sqlstate(error: BaseException) -> str:
@@ -31,14 +46,49 @@ def is_conflict(error: BaseException) -> bool:
 
 def is_lost_connection(error: BaseException) -> bool:
     """The connection to PostgreSQL is gone or was never made. A handler's own network errors are not meant."""
-    if isinstance(error, DatabaseAway | FateUnknown) or (isinstance(error, DBAPIError) and error.connection_invalidated):
+    if isinstance(error, DatabaseAway | FateUnknown):
         return True
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(cause, asyncpg.InterfaceError | asyncpg.PostgresError) or isinstance(error, DBAPIError):
-        return sqlstate(error).startswith(LOST_STATES) or "connection is closed" in str(cause)
+        invalidated = isinstance(error, DBAPIError) and error.connection_invalidated
+        return invalidated or sqlstate(error).startswith(LOST_STATES) or "connection is closed" in str(cause)
     return False
 
 
 def is_expected(error: BaseException) -> bool:
     """An operational error that happens to everybody; counted and waited out, not paged."""
     return is_conflict(error) or is_lost_connection(error) or sqlstate(error) == LOCK_NOT_AVAILABLE
+
+
+@contextmanager
+def in_ledger() -> Generator[None]:
+    """Lock timeouts and conflicts in the ledger's own statements are nobody's failure: LedgerBusy then."""
+    try:
+        yield
+    except DBAPIError as error:
+        if is_conflict(error) or sqlstate(error) == LOCK_NOT_AVAILABLE:
+            raise LedgerBusy(is_conflict=is_conflict(error)) from error
+        raise
+
+
+@contextmanager
+def swallowed_errors_said() -> Generator[None]:
+    """Some errors only tell that the handler swallowed an earlier one: SwallowedError then."""
+    try:
+        yield
+    except PendingRollbackError as error:
+        raise SwallowedError from error
+    except DBAPIError as error:
+        if sqlstate(error) == IN_FAILED_TRANSACTION:
+            raise SwallowedError from error
+        raise
+
+
+async def commit(committing: Coroutine[Any, Any, None]) -> None:
+    """Commit, whatever is cancelled meanwhile. Raises FateUnknown where the connection breaks under it."""
+    try:
+        await to_its_end(committing)
+    except DBAPIError as error:
+        if is_lost_connection(error):
+            raise FateUnknown("the connection was lost while the commit was under way") from error
+        raise

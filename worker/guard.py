@@ -69,11 +69,11 @@ class GuardedSession(Session):
         """Raises SessionMisuse."""
         self._refuse("invalidate", "raise an error and everything is rolled back")
 
-    def begin(self, nested: bool = False) -> SessionTransaction:  # noqa: FBT001, FBT002 - SQLAlchemy's signature
+    def begin(self, nested: bool = False) -> SessionTransaction:  # noqa: FBT001, FBT002 - SQLAlchemy's
         """Raises SessionMisuse, unless `begin_nested()` asks."""
-        if nested:
-            return super().begin(nested=True)
-        self._refuse("begin", "the transaction is open already")
+        if not nested:
+            self._refuse("begin", "the transaction is open already")
+        return super().begin(nested=True)
 
     def _refuse(self, call: str, reason: str) -> NoReturn:
         guard: Guard = self.info.get(GUARD) or Guard()
@@ -89,7 +89,7 @@ def before_cursor_execute(
     _statement: str,
     _parameters: Any,
     _context: ExecutionContext | None,
-    _many: bool,
+    _many: bool,  # noqa: FBT001 - SQLAlchemy's signature
 ) -> None:
     """SQLAlchemy's event of that name, for the engine: raises SessionMisuse in a second task."""
     guard: Guard | None = connection.get_execution_options().get(GUARD)

@@ -23,7 +23,7 @@ Isolation: TypeAlias = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABL
 class Policy:
     """How a handler is run; the same for every kind of handler."""
 
-    retry: RetryPolicy = RetryPolicy()
+    retry: RetryPolicy = RetryPolicy()  # noqa: RUF009 - frozen
     timeout: timedelta = timedelta(seconds=300)
     """Of one attempt (of one chunk, where the job is chunked). A timeout is a failure like any other."""
     isolation: Isolation = "READ COMMITTED"
@@ -90,7 +90,8 @@ def bind(handlers: Iterable[AnyHandler]) -> HandlerTable:
         for name in (handler.job.job_name, *handler.job.job_aliases):
             if name in table:
                 raise ValueError(
-                    f"The job name {name!r} has two handlers, for {table[name].job.__name__} and {handler.job.__name__}; keep one."
+                    f"The job name {name!r} has two handlers, "
+                    f"for {table[name].job.__name__} and {handler.job.__name__}; keep one."
                 )
             table[name] = handler
     return MappingProxyType(table)

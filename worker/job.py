@@ -39,7 +39,8 @@ class Job(BaseModel):
         for given in (name, *aliases) if name else aliases:
             if not NAME.fullmatch(given):
                 raise ValueError(
-                    f"{cls.__name__} has the job name {given!r}; use at most 200 letters, digits, dots, dashes, colons or underscores."
+                    f"{cls.__name__} has the job name {given!r}; "
+                    "use at most 200 letters, digits, dots, dashes, colons or underscores."
                 )
         cls.job_name = name
         cls.job_queue = queue or cls.job_queue

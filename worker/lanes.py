@@ -34,7 +34,7 @@ o.sent_epoch is null and not o.coalesces and o.seq <> all(:refused) and not {_SE
 DUE = "o.sent_epoch is null and o.coalesces and o.due_at <= clock_timestamp()"
 # What is blocked is picked as well where there is something to coalesce: so at most one row waits, however many come.
 COALESCING = f"{DUE} and o.seq <> all(:refused) and (not {_SENT_ONE} or {_UNSENT_ONE})"
-AGAIN = "o.sent_epoch < :epoch"
+AGAIN = "o.sent_epoch < :epoch and o.seq <> all(:refused)"
 
 LOOK = text(f"""
 select
@@ -90,7 +90,7 @@ update worker.outbox as o set due_at = kept.earliest,
 from kept where o.seq = kept.seq returning {COLUMNS}
 """)  # noqa: S608 - put together from the constants above
 
-UNMARK = text("update worker.outbox set sent_epoch = null, sent_at = null where seq = any(:seqs)")
+UNMARK = text("update worker.outbox set sent_epoch = :before, sent_at = null where seq = any(:seqs)")
 
 
 async def rows(connection: AsyncConnection, statement: TextClause, **parameters: Any) -> list[Row[Any]]:

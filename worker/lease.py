@@ -61,9 +61,10 @@ class Leases:
         recycle: Callable[[], None],
         fault: Callable[[BaseException], None],
     ) -> None:
-        """`grace`: how long beyond its timeout a job keeps its lease. `recycle` ends the process that such a job holds up.
+        """`grace`: how long beyond its timeout a job keeps its lease.
 
-        `fault` is told what nobody expected. Both are called in the thread.
+        `recycle` ends the process that such a job holds up. `fault` is told what nobody expected.
+        Both are called in the thread.
         """
         self._redis_url = redis_url
         self._lease_ms = int(lease.total_seconds() * 1000)
@@ -111,7 +112,7 @@ class Leases:
         """
         with self._lock:
             self._held.pop(claim.raw_id, None)
-        while self._renewing.is_set():
+        while self._renewing.is_set():  # noqa: ASYNC110 - a thread's event, set for a millisecond in five seconds
             await asyncio.sleep(0.001)
 
     def _renew_until_stopped(self) -> None:
@@ -126,7 +127,9 @@ class Leases:
                 self._renew(renew)
             except (RedisError, OSError) as error:
                 if not self._away:
-                    self._log.warning("leases_not_renewed", reason=type(error).__name__, hint="trying until Redis is back")
+                    self._log.warning(
+                        "leases_not_renewed", reason=f"{type(error).__name__}: {error}", hint="trying again"
+                    )
                 self._away = True
             except Exception as error:  # noqa: BLE001 - the thread must go on: all jobs hang on it
                 self._fault(error)

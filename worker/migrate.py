@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.database import create_engine
 
+RUNTIME = "worker_"
+"""What the runtime's versions begin with; a domain's begin with something else."""
 FOLDER = Path(__file__).parent / "migrations"
 ADVISORY_LOCK = 0x7261746368_6D
 """Two `worker migrate` at once wait for each other. ("ratchm" in ASCII.)"""
@@ -57,10 +59,19 @@ def _missing(connection: Connection, config: Config) -> set[str]:
     scripts = ScriptDirectory.from_config(config)
     applied = _applied(connection)
     missing = set(scripts.get_heads()) - applied
-    # A version that this code doesn't know is a later one's, of a deploy that is under way or was rolled back: the
-    # head of the same branch here is behind it, not missing.
     later = applied - {script.revision for script in scripts.walk_revisions()}
-    return missing if len(missing) > len(later) else set()
+    return _behind(missing, later, ours=True) | _behind(missing, later, ours=False)
+
+
+def _behind(missing: set[str], later: set[str], *, ours: bool) -> set[str]:
+    """What is missing of the runtime's versions, or of the domain's.
+
+    A version that this code doesn't know is a later one's, of a deploy that is under way or was rolled back: the head
+    of the same branch here is behind it, not missing.
+    """
+    lacking = {version for version in missing if version.startswith(RUNTIME) is ours}
+    ahead = {version for version in later if version.startswith(RUNTIME) is ours}
+    return lacking if len(lacking) > len(ahead) else set()
 
 
 def _applied(connection: Connection) -> set[str]:

@@ -15,7 +15,10 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """The run was final before this delivery; the handler wasn't called. `failed` holds the error of a run that isn't a success."""
+    """The run was final before this delivery; the handler wasn't called.
+
+    `failed` holds the error of a run that wasn't a success.
+    """
 
     result: JsonValue = None
     failed: str | None = None

@@ -94,12 +94,11 @@ class Pusher:
             batch = await self._push_or_unmark(connection, [row for row in rows if row.is_marked])
             return Batch(len(rows), batch.sent, batch.refused)
 
-    async def send_again(self, epoch: int) -> Batch:
-        """What an earlier Redis was sent. A row that must wait stays marked, and is the sweep's."""
+    async def send_again(self, epoch: int, refused: Sequence[int]) -> Batch:
+        """Rows that an earlier Redis was sent."""
         async with turn(self._engine) as connection:
-            rows = await lanes.rows(connection, lanes.MARK_AGAIN, epoch=epoch)
-            refused = await self.push(rows)
-            return Batch(len(rows), len(rows) - len(refused))
+            rows = await lanes.rows(connection, lanes.MARK_AGAIN, epoch=epoch, refused=refused)
+            return await self._push_or_unmark(connection, rows, before=epoch - 1)
 
     async def push(self, rows: Sequence[Row[Any]]) -> dict[int, str]:
         """Put rows into Redis. Returns those (key and id) that must wait for another job of their id."""
@@ -112,8 +111,11 @@ class Pusher:
         sent = await self._push(keys=[], args=arguments)
         return {row.seq: row.id for row, done in zip(rows, sent, strict=True) if not done}
 
-    async def _push_or_unmark(self, connection: AsyncConnection, rows: Sequence[Row[Any]]) -> Batch:
+    async def _push_or_unmark(
+        self, connection: AsyncConnection, rows: Sequence[Row[Any]], before: int | None = None
+    ) -> Batch:
+        """`before`: the epoch that rows which must wait go back to."""
         refused = await self.push(rows)
         if refused:
-            await connection.execute(lanes.UNMARK, {"seqs": list(refused)})
+            await connection.execute(lanes.UNMARK, {"seqs": list(refused), "before": before})
         return Batch(len(rows), len(rows) - len(refused), refused)

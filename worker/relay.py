@@ -15,13 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.availability import Availability
 from worker.database import connect
 from worker.epoch import current_epoch
-from worker.faults import LOCK_NOT_AVAILABLE, UNIQUE_VIOLATION, is_expected, is_lost_connection, sqlstate
+from worker.faults import LOCK_NOT_AVAILABLE, is_expected, is_lost_connection, sqlstate
 from worker.push import Batch, Pusher
 from worker.reporting.observer import Observer
 from worker.sweep import Sweep
 
 CHANNEL = "ratchet_outbox"
 LISTEN_AGAIN_S = 1.0
+UNIQUE_VIOLATION = "23505"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class Relay:
         if backlog.coalescing:
             batches.append(await self._pusher.send_coalescing(epoch.number, skip))
         if backlog.again and epoch.has_settled(self._pace.settle):
-            batches.append(await self._pusher.send_again(epoch.number))
+            batches.append(await self._pusher.send_again(epoch.number, skip))
         return batches
 
     def _tell(self, sent: int) -> int:

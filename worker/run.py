@@ -103,7 +103,9 @@ from locked
 """)
 
 # A row that coalesces may share its identity with a younger one that waits unsent: only the sent one is this job's.
-_TAKE_ROW = "delete from worker.outbox where id = :id and enqueued_ms = :ms and (sent_epoch is not null or not coalesces)"
+_TAKE_ROW = (
+    "delete from worker.outbox where id = :id and enqueued_ms = :ms and (sent_epoch is not null or not coalesces)"
+)
 
 # A handler that ended its transaction by itself is in another one now, or in none.
 _IN_THIS_TRANSACTION = "id = :id and enqueued_ms = :ms and pg_current_xact_id()::text = :transaction"
@@ -130,11 +132,12 @@ update worker.run set status = 'completed', next_at = null, error = null, finish
 where id = :id and enqueued_ms = :ms and finished_at is null
 """)
 
-# It counts as sent, since Redis has the message.
+# It counts as sent, since Redis has the message; but only one row of an id may, so with another it waits for its turn.
 _ADOPT = text("""
 insert into worker.outbox (id, enqueued_ms, name, queue, message, sent_epoch, sent_at)
-select :id, :ms, :name, :queue, :message, epoch, now() from worker.relay_state
-where not exists (select from worker.outbox where id = :id and enqueued_ms = :ms)
+select :id, :ms, :name, :queue, :message,
+    case when not exists (select from worker.outbox where id = :id and sent_epoch is not null) then epoch end, now()
+from worker.relay_state where not exists (select from worker.outbox where id = :id and enqueued_ms = :ms)
 """)
 
 _IS_KNOWN = text("""
@@ -199,7 +202,7 @@ async def take_row(connection: AsyncConnection, run: Identity) -> None:
 
 
 async def adopt(connection: AsyncConnection, run: Identity, message: bytes) -> None:
-    """Write the outbox row of a direct job that isn't final after its first attempt: it is as safe as any from here on."""
+    """Write the outbox row of a direct job that isn't final after its first attempt. From here on it is safe."""
     row = {"name": run.name, "queue": run.queue, "message": restamp(message, enqueued_ms=run.enqueued_ms)}
     await connection.execute(_ADOPT, {**run.key, **row})
 

@@ -28,6 +28,7 @@ from worker.lease import Leases, end_this_process
 from worker.relay import Pace, Relay, listen
 from worker.reporting.observer import Observer
 from worker.settings import Settings
+from worker.shield import cancel_all
 from worker.ticker import Ticker
 
 
@@ -68,14 +69,8 @@ async def services(app: App, settings: Settings, observer: Observer, *, pushed: 
         stack.push_async_callback(engine.dispose)
         stack.push_async_callback(redis.aclose)
         stack.push_async_callback(availability.close)
-        stack.push_async_callback(_end, [asyncio.create_task(part) for part in parts])
+        stack.push_async_callback(cancel_all, [asyncio.create_task(part) for part in parts])
         yield Services(engine, redis, availability, relay, executor)
-
-
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def run_worker(app: App, settings: Settings, observer: Observer, *, burst: bool = False) -> None:
@@ -136,7 +131,7 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
 
 
 def arq_functions(app: App) -> list[Function]:
-    """The names of the app's jobs, as arq's Worker wants to know them. Ours never calls these: the executor has the handlers."""
+    """The names of the app's jobs, as arq's Worker wants to know them. The executor has the handlers."""
     return [func(_never_called, name=name) for name in app.handlers]
 
 

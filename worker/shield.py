@@ -1,7 +1,7 @@
 """Cancellation, and what must be done in spite of it."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -28,3 +28,20 @@ def answer_cancellation() -> None:
     task = asyncio.current_task()
     while task is not None and task.uncancel() > 0:
         pass
+
+
+CANCEL_AGAIN_S = 1.0
+
+
+async def cancel_all(tasks: Collection[asyncio.Future[Any]], patience: float | None = None) -> set[asyncio.Future[Any]]:
+    """Cancel `tasks` until they have ended. Returns those that haven't after `patience` seconds.
+
+    Once isn't enough: before Python 3.12 asyncio.wait_for, which redis-py sends its commands with, may swallow it.
+    """
+    pending, loop = {task for task in tasks if not task.done()}, asyncio.get_running_loop()
+    deadline = None if patience is None else loop.time() + patience
+    while pending and (deadline is None or loop.time() < deadline):
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
+    return pending

@@ -79,8 +79,11 @@ class Sweep:
         async with turn(self._engine) as connection:
             page = (await connection.execute(_PAGE, {"after": self._after, "older": self._sent_before})).all()
             if page:
-                missing = await self._whole(keys=[], args=[part for row in page for part in (row.id, row.queue)])
-                rows = await lanes.rows(connection, _MARK_MISSING, seqs=[page[place - 1].seq for place in missing])
+                places: list[int] = await self._whole(
+                    keys=[], args=[part for row in page for part in (row.id, row.queue)]
+                )
+                missing = [page[place - 1].seq for place in places]
+                rows = await lanes.rows(connection, _MARK_MISSING, seqs=missing)
                 sent = len(rows) - len(await self._pusher.push(rows))
         self._after = page[-1].seq if page else None
         return sent

@@ -3,16 +3,14 @@
 Nothing here needs Redis or a running worker. See tests/guide/ for how each is used.
 """
 
-import asyncio
+import json
 import time
 from collections.abc import Mapping
-from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from pydantic import JsonValue
-from pydantic_core import to_jsonable_python
-from sqlalchemy import Result, insert, select, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from uuid_utils import uuid7
 
@@ -28,16 +26,17 @@ from worker.models import Outbox, Run
 from worker.outcome import Outcome
 from worker.reporting.observer import Observers
 from worker.run import CurrentRun, running
+from worker.stored import as_jsonb
 from worker.wire import Message, decode, restamp
 
 J = TypeVar("J", bound=Job)
 
 
 async def perform(app: App, job: Job, session: AsyncSession) -> Any:
-    """Run `job`'s handler in your own session and return what it returns; you commit or roll back.
+    """Run `job`'s handler in your own session and return its result; you commit or roll back.
 
-    The payload makes the round trip through JSON first, so a field that would not survive it fails here. A chunked job
-    is run chunk after chunk and returns its counts. Whatever the handler raises is raised.
+    Payload, result and cursor make the round trip through JSON as they do in a worker, so what would not survive it
+    fails here. A chunked job is run chunk after chunk. Whatever the handler raises is raised.
     """
     handler = app.handlers[job.job_name]
     received = handler.job.from_payload(job.to_payload())
@@ -48,27 +47,24 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
     now = datetime.now(UTC)
     run = CurrentRun(str(uuid7()), int(now.timestamp() * 1000), now, 1, job.job_name, job.job_queue)
     # What a handler keeps for its run (rejected rows) refers to it.
-    await session.execute(
-        insert(Run).values(
-            id=run.job_id, enqueued_ms=run.enqueued_ms, name=run.name, queue=run.queue, status="waiting", from_outbox=False
-        )
-    )
+    identity = {"id": run.job_id, "enqueued_ms": run.enqueued_ms, "name": run.name, "queue": run.queue}
+    await session.execute(insert(Run).values(**identity, status="waiting", from_outbox=False))
     with running(run):
         if not isinstance(handler, ChunkedHandler):
-            return to_jsonable_python(await handler.run(received, session))
+            return json.loads(as_jsonb(await handler.run(received, session), "result"))
         counts: dict[str, JsonValue] = {}
         cursor: Any = None
         while True:
             step: Step[Any] = await handler.run(received, session, Chunk(cursor, handler.size))
-            counts = step.added_to(counts)
             await session.flush()
+            counts = json.loads(as_jsonb(step.added_to(counts), "counts"))
             if step.cursor is None:
                 return counts
             cursor = handler.codec.validate_json(handler.codec.dump_json(step.cursor))
 
 
 async def enqueued(session: AsyncSession, kind: type[J]) -> list[J]:
-    """The jobs of one kind that this transaction would enqueue, or that were committed and aren't final, oldest first."""
+    """The jobs of one kind that this transaction enqueues, or that were committed and aren't final, oldest first."""
     rows = await session.scalars(select(Outbox).where(Outbox.name == kind.job_name).order_by(Outbox.seq))
     return [kind.from_payload(_message(row).payload) for row in rows]
 
@@ -80,10 +76,10 @@ def _message(row: Outbox) -> Message:
 
 
 async def drain(app: App, engine: AsyncEngine, *, limit: int = 1_000) -> list[tuple[Message, Outcome]]:
-    """Run every committed job that is due, and those that they enqueue, through the real executor; return what came of each.
+    """Run every committed job that is due, and those that they enqueue, and return what came of each delivery.
 
-    Jobs of one key or `job_id` coalesce first, as the relay would have them. Raises AssertionError after `limit`
-    deliveries: then jobs enqueue each other for ever.
+    They go through the real executor. Jobs of one key or `job_id` coalesce first, as the relay would have them.
+    Raises AssertionError after `limit` deliveries: then jobs enqueue each other for ever.
     """
     availability = Availability(engine)
     executor = Executor(app.handlers, engine, Observers(), availability, "worker.testing")

@@ -167,7 +167,7 @@ def serialize(value: dict[str, Any]) -> bytes:
     return json.dumps(value, default=_error_text, separators=(",", ":")).encode()
 
 
-class JobFailed(Exception):  # noqa: N818 - what it says
+class JobFailed(Exception):
     """What `Job.result()` raises for a failed job, where its client has our deserializer: `EmailTaken: …`."""
 
 
@@ -184,6 +184,8 @@ def deserialize(raw: bytes) -> dict[str, Any]:
 
 
 def _error_text(value: object) -> str:
+    if isinstance(value, JobFailed):
+        return str(value)
     if isinstance(value, BaseException):
         return f"{type(value).__name__}: {value}"
     raise TypeError(f"{type(value).__name__} is no JSON; send text, numbers, lists or objects.")

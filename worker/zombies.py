@@ -17,7 +17,9 @@ LOOK_EVERY_S = 0.1
 # the same backend began since. Who blocks whom is read and acted on in one statement.
 _END = text("""
 select pg_terminate_backend(activity.pid)
-from (select distinct unnest(pg_blocking_pids(waiting)) from unnest(cast(:waiting as int[])) as waiting) as blocking (pid)
+from (
+    select distinct unnest(pg_blocking_pids(waiting)) from unnest(cast(:waiting as int[])) as waiting
+) as blocking (pid)
     join pg_stat_activity as activity using (pid)
 where starts_with(activity.application_name, :application)
     and activity.xact_start < clock_timestamp() - make_interval(secs => :waited)

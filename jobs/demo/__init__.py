@@ -50,6 +50,10 @@ class Takeover:
     seconds: float
 
 
+class DemoError(Exception):
+    """It could not be played to its end."""
+
+
 def main(*, users_csv: Path | None, orders_csv: Path | None, orders: int) -> int:
     """Run the demo; 0 only if every invariant holds. Without the files it makes its own shop, the same each time."""
     console = Console()
@@ -63,7 +67,11 @@ def main(*, users_csv: Path | None, orders_csv: Path | None, orders: int) -> int
         console.print(f"Valkey      {valkey.url}")
         _lay_out(folder, users_csv, orders_csv)
         environment = {"DATABASE_URL": postgres.url, "REDIS_URL": valkey.url, "WORKER_FILES_DIR": str(folder)}
-        return asyncio.run(_demonstrate(console, Stage(environment, folder, orders)))
+        try:
+            return asyncio.run(_demonstrate(console, Stage(environment, folder, orders)))
+        except DemoError as error:
+            console.print(f"[bold red]The demo ended early:[/] {error}")
+            return 1
 
 
 def _lay_out(folder: Path, users_csv: Path | None, orders_csv: Path | None) -> None:
@@ -187,7 +195,3 @@ def _expected(path: Path) -> tuple[int, int]:
             references.add(row["reference"])
             cents += int(Decimal(row["amount"]) * 100)
     return len(references), cents
-
-
-class DemoError(Exception):
-    """It could not be played to its end."""

@@ -47,8 +47,7 @@ def session(folder: Path, *command: str) -> tuple[str, str]:
         dev.communicate(timeout=PATIENCE_S)
     finally:
         dev.kill()
-        dev.wait()
-        dev.stdout and dev.stdout.close()
+        dev.communicate()
     assert dev.returncode == 0, log.read_text()
     return done.stdout, urls["DATABASE_URL"]
 

@@ -1,5 +1,6 @@
 """worker enqueue: through the outbox or straight to Redis, and what is refused."""
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -126,7 +127,7 @@ async def test_wait_prints_the_result_or_says_why_there_is_none(start_worker: St
         ("tests.ping", "--direct"),
         ("tests.fail", "--direct", "--json", '{"reason": "no"}'),
     )
-    (greeted, counted, pinged, ponged, failed) = [await wait_for(*job) for job in jobs]
+    greeted, counted, pinged, ponged, failed = await asyncio.gather(*(wait_for(*job) for job in jobs))
     assert (greeted[0], json.loads(greeted[1][1])) == (0, {"greeting": "hello Ada"})
     assert (counted[0], json.loads(counted[1][1])) == (0, {"counted": 25})
     assert [(code, json.loads(lines[1])) for code, lines in (pinged, ponged)] == [(0, {"pong": True})] * 2

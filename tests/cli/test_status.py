@@ -67,7 +67,7 @@ def test_status_counts_each_queue(command: Command, queue: Callable[..., None], 
     assert 60 <= found["oldest_unsent_s"] < 120
     shown = command("status").stdout
     assert "No worker lives: nothing is relayed and nothing runs. Start worker run." in shown
-    assert "1 jobs are dead: worker runs --status dead" in shown
+    assert "Dead jobs: 1. See worker runs --status dead" in shown
 
 
 @pytest.mark.leaves_keys("nobody takes the jobs")
@@ -78,7 +78,7 @@ def test_jobs_without_a_handler_are_named(command: Command, queue: Callable[...,
     queue("known", -1, name="tests.hello")
     query("select worker.enqueue('tests.gone', '{}')")
     assert told(command)["unknown_jobs"] == {"tests.gone": 1, "tests.renamed": 3}
-    assert "3 jobs of the unknown name tests.renamed wait for a worker" in command("status").stdout
+    assert "Jobs of the unknown name tests.renamed: 3." in command("status").stdout
 
 
 def test_the_check_fails_where_no_worker_of_this_host_lives(command: Command) -> None:
@@ -100,7 +100,7 @@ async def test_a_workers_heartbeat_is_seen_while_it_lives(redis_url: str, start_
             return bool(redis.exists("ratchet:workers"))
 
     await wait_until(lives, timeout=30)
-    assert await checks() == (0, f"Both servers answer, and 1 workers of {host} live.")
+    assert await checks() == (0, f"Both servers answer; workers of {host} that live: 1.")
     status = await start_worker("status", "--json", WORKER_APP="tests.cli.app:app")
     await status.wait()
     [alive] = status.lines[0]["workers"]

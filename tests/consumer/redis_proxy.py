@@ -22,8 +22,9 @@ class RedisProxy:
         self._server: asyncio.Server | None = None
         self._pipes: set[asyncio.Task[None]] = set()
         self._held_back = b""
+        self._unanswered = b""
         self.holds = asyncio.Event()
-        """Set as soon as a command was held back."""
+        """Set as soon as a command, or the answer to one, was held back."""
 
     @property
     def url(self) -> str:
@@ -33,6 +34,11 @@ class RedisProxy:
         """Let no command through that contains `needle`, nor what follows it on its connection."""
         self.holds.clear()
         self._held_back = needle
+
+    def lose_answer_to(self, needle: bytes) -> None:
+        """Let the first command through that contains `needle`, and end its connection instead of answering."""
+        self.holds.clear()
+        self._unanswered = needle
 
     async def away(self) -> None:
         """End all connections and refuse new ones."""
@@ -56,32 +62,45 @@ class RedisProxy:
         await self.away()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._pipes.add(task)
+        pipe = asyncio.create_task(self._connect(reader, writer))
+        self._pipes.add(pipe)
+        pipe.add_done_callback(self._pipes.discard)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_writer = None
         try:
             up_reader, up_writer = await asyncio.open_connection(*self._target)
-            try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._pump(reader, up_writer, watched=True))
-                    group.create_task(self._pump(up_reader, writer, watched=False))
-            finally:
-                up_writer.transport.abort()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump(reader, up_writer, watched=True))
+                group.create_task(self._pump(up_reader, writer, watched=False))
         except* (OSError, _Ended):
             pass
         finally:
-            writer.transport.abort()
-            self._pipes.discard(task)
+            for side in filter(None, (writer, up_writer)):
+                side.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, watched: bool) -> None:
         while data := await reader.read(2**16):
             if watched and self._held_back and self._held_back in data:
                 self.holds.set()
                 await asyncio.Event().wait()
+            if watched and self._unanswered and self._unanswered in data:
+                await self._lose_answer(data)
             writer.write(data)
             with suppress(ConnectionError):
                 await writer.drain()
         raise _Ended
+
+    async def _lose_answer(self, command: bytes) -> None:
+        """Send it on a connection of its own; the answer to a first EVALSHA may say that the script isn't loaded."""
+        reader, writer = await asyncio.open_connection(*self._target)
+        writer.write(command)
+        answer = await reader.read(2**16)
+        writer.transport.abort()
+        if not answer.startswith(b"-NOSCRIPT"):
+            self._unanswered = b""
+            self.holds.set()
+            raise _Ended
 
 
 class _Ended(Exception):

@@ -1,11 +1,11 @@
-"""The code blocks of the project's Markdown files, and what is said about them by the words after the fence.
+"""The code blocks of the project's Markdown files, and what the words after the fence say about them.
 
-    ```python          stands word for word in tests/guide, or is a file that a test runs
-    ```sql             stands there too, or is run by a test
-    ```sh run          is run by tests/docs/test_readme.py
-    ```sh check        isn't run; its commands and options must exist
-    ```console         as `sh check`: lines after `$ ` are commands, the others what they print
-    ```json, ```text   what a command prints
+- `python`: it stands word for word in tests/guide, or is a file that a test runs.
+- `sql`: it stands there too.
+- `sh run`: tests/docs/test_readme.py runs it.
+- `sh check`: it isn't run; its commands and options must exist.
+- `console`: as `sh check`; lines after `$ ` are commands, the others what they print.
+- `json`, `text`: what a command prints.
 """
 
 import re
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FILES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+FILES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 _FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import count
 from typing import Any, Literal
 
@@ -71,12 +71,15 @@ class Grip:
         return self.aborted
 
 
+Ending = tuple[Outcome, BaseException | None]
+
+
 @dataclass
 class Told:
     """An observer that remembers."""
 
     attempts: list[int] = field(default_factory=list[int])
-    endings: list[tuple[Outcome, BaseException | None]] = field(default_factory=list[tuple[Outcome, BaseException | None]])
+    endings: list[Ending] = field(default_factory=list[Ending])
     faults: list[BaseException] = field(default_factory=list[BaseException])
 
     @contextmanager
@@ -104,7 +107,9 @@ class Bench:
         self.availability = Availability(engine)
 
     async def close(self) -> None:
+        """End it. Fails where an attempt has kept a connection."""
         await self.availability.close()
+        assert "checked out connections: 0" in self.engine.pool.status().lower()
         await self.engine.dispose()
 
     def executor(self, *handlers: AnyHandler) -> Executor:
@@ -122,7 +127,7 @@ class Bench:
         async with AsyncSession(self.engine) as session, session.begin():
             chosen = enqueue(session, job, job_id=job_id)
         row = await self.one(
-            "update worker.outbox set sent_epoch = 1, sent_at = now() where id = :id returning queue, message", id=chosen
+            "update worker.outbox set sent_epoch = 1, sent_at = now() where id = :id returning message", id=chosen
         )
         return self.delivery(row.message, job_id=chosen, hold=hold)
 
@@ -157,7 +162,8 @@ class Bench:
 
     async def rows(self) -> int:
         """How many jobs stand in the outbox."""
-        return int((await self.one("select count(*) from worker.outbox")).count)
+        ((rows,),) = await self.all("select count(*) from worker.outbox")
+        return int(rows)
 
     async def effects(self) -> list[str]:
         """What handlers did with `effect` and committed."""
@@ -176,12 +182,13 @@ class Bench:
 
     async def is_waiting(self, *, wanted: Literal["advisory", "transactionid", "tuple"] = "advisory") -> bool:
         """Whether a backend of this database waits for such a lock."""
-        waiting = await self.one(
-            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' "
-            "and wait_event = :wanted",
-            wanted=wanted,
+        return bool(
+            await self.all(
+                "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' "
+                "and wait_event = :wanted",
+                wanted=wanted,
+            )
         )
-        return bool(waiting.count)
 
     async def queries(self) -> list[str]:
         """What other backends of this database execute just now."""
@@ -217,4 +224,7 @@ TABLES: Iterable[str] = (
     begin perform pg_advisory_xact_lock(new.key); return null; end $$""",
     """create constraint trigger wait after insert on slow_commit deferrable initially deferred
     for each row execute function wait_for_key()""",
+    """create function empty() returns void language sql as $$
+    delete from worker.attempt; delete from worker.reject; delete from worker.run; delete from worker.outbox;
+    delete from effect; delete from taken; delete from slow_commit; update balance set cents = 100 $$""",
 )

@@ -1,7 +1,7 @@
 """Deliveries are made by hand here, against a database with a few tables of the tests' own."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -20,26 +20,46 @@ def template(postgres: EmbeddedPostgres, template: str) -> str:
     return "template_runtime"
 
 
+@pytest.fixture(scope="session")
+def shared_url(postgres: EmbeddedPostgres, template: str) -> str:
+    """One database for all, which each test leaves empty: a copy for each would take longer than most of them."""
+    name = f"runtime_{uuid4().hex}"
+    postgres.psql(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+    return postgres.database_url(name)
+
+
 @pytest.fixture
-async def bench(database_url: str) -> AsyncIterator[Bench]:
-    bench = Bench(create_engine(database_url, pool_size=5))
+async def bench(shared_url: str) -> AsyncIterator[Bench]:
+    bench = Bench(create_engine(shared_url, pool_size=5))
     yield bench
+    await bench.all("select empty()")
     await bench.close()
 
 
 @pytest.fixture
-async def other(database_url: str) -> AsyncIterator[Bench]:
+async def other(bench: Bench, shared_url: str) -> AsyncIterator[Bench]:
     """Another worker on the same database."""
-    other = Bench(create_engine(database_url, pool_size=5))
+    del bench  # it empties the database when everybody has closed
+    other = Bench(create_engine(shared_url, pool_size=5))
     yield other
     await other.close()
 
 
 @pytest.fixture
-async def proxy(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PostgresProxy]:
+async def own(database_url: str) -> AsyncIterator[Bench]:
+    """A worker on a database of its own, for a test that changes tables."""
+    own = Bench(create_engine(database_url, pool_size=5))
+    yield own
+    await own.close()
+
+
+@pytest.fixture
+async def proxy(
+    bench: Bench, shared_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[PostgresProxy]:
     """Stands between `far` and the server, and cuts the line where a test asks for it."""
-    directory = tmp_path_factory.mktemp("pg")
-    proxy = PostgresProxy(database_url, Path(directory))
+    del bench  # as in `other`
+    proxy = PostgresProxy(shared_url, tmp_path_factory.mktemp("pg"))
     await proxy.start()
     yield proxy
     await proxy.stop()

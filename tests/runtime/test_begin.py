@@ -4,7 +4,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import Bench, Count, Grip, Note, effect
@@ -252,3 +252,19 @@ async def test_the_id_without_a_message_waits_for_the_sweep_where_postgresql_kno
     delivery = await bench.enqueued(Note())
     lost = Delivery(delivery.job_id, "arq:queue", None, Grip(), 0, 0)
     assert isinstance(await bench.run(NOTING, lost), Released)
+
+
+async def test_one_statement_begins_and_one_marks_it_done(bench: Bench) -> None:
+    asked: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        asked.append(statement)
+
+    delivery = await bench.enqueued(Note(text="a"))
+    event.listen(bench.engine.sync_engine, "before_cursor_execute", note)
+    assert isinstance(await bench.run(NOTING, delivery), Completed)
+    event.remove(bench.engine.sync_engine, "before_cursor_execute", note)
+    begin, handlers, complete = asked
+    assert "insert into worker.run" in begin
+    assert "insert into effect" in handlers
+    assert "update worker.run set status = 'completed'" in complete

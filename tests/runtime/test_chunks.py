@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import Bench, Count, Grip, effect
 from tests.runtime.postgres_proxy import COMMIT_SENT, COMMITTED, PostgresProxy
+from tests.support.waiting import wait_until
 from worker.chunk import Chunk, Step
 from worker.errors import Cancel, Snooze
 from worker.handler import ChunkedHandler
@@ -20,6 +21,7 @@ from worker.outcome import Cancelled, Completed, Dead, Duplicate, Released, Retr
 from worker.retry import RetryPolicy
 
 NOW = RetryPolicy(attempts=3, base=timedelta(0))
+MINUTE = timedelta(minutes=1)
 
 Meanwhile = Callable[[int], Awaitable[object]]
 
@@ -28,7 +30,7 @@ async def nothing(_at: int) -> None:
     pass
 
 
-def counting(meanwhile: Meanwhile = nothing, **policy: Any) -> ChunkedHandler[Count, int]:
+def counting(meanwhile: Meanwhile = nothing, timeout: timedelta = MINUTE) -> ChunkedHandler[Count, int]:
     """Count from the cursor to `upto`, one a chunk; `meanwhile` is called with the number before the chunk ends."""
 
     async def count(job: Count, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
@@ -37,7 +39,7 @@ def counting(meanwhile: Meanwhile = nothing, **policy: Any) -> ChunkedHandler[Co
         await meanwhile(at)
         return chunk.step(at if at < job.upto else None, done=1, total=job.upto, counts={"counted": 1, "sum": at})
 
-    return ChunkedHandler(Count, count, cursor=int, **{"retry": NOW, **policy})
+    return ChunkedHandler(Count, count, cursor=int, retry=NOW, timeout=timeout)
 
 
 def failing_at(number: int, error: BaseException) -> tuple[Meanwhile, list[int]]:
@@ -131,8 +133,8 @@ async def test_the_cursor_is_read_under_the_runs_lock_never_from_memory(bench: B
                 "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
                 "where datname = current_database() and state = 'idle in transaction'"
             )
-            for _ in range(2):
-                overtaken.append(await other.run(counting(), replace(delivery, hold=Grip(stopping=True))))
+            theirs = replace(delivery, hold=Grip(stopping=True))
+            overtaken.extend([await other.run(counting(), theirs) for _ in range(2)])
 
     assert await bench.run(counting(overtake), delivery) == Completed({"counted": 5, "sum": 15})
     assert overtaken == [2, Yielded(), Yielded()]
@@ -208,8 +210,7 @@ async def test_a_lock_held_between_chunks_gives_the_job_up_without_a_count(
         async def lock(at: int) -> None:
             if at == 2:  # in the queue for the lock, and the next to have it
                 holding.append(asyncio.create_task(holder.execute(text("select from worker.run for update"))))
-                while not await other.is_waiting(wanted="transactionid"):
-                    pass
+                await wait_until(lambda: other.is_waiting(wanted="transactionid"))
 
         holding: list[asyncio.Task[Any]] = []
         assert isinstance(await bench.run(counting(lock), delivery), Released)

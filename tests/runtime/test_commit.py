@@ -100,13 +100,13 @@ async def test_the_timeout_ends_before_the_commit(bench: Bench) -> None:
     assert await attempt == Completed(None)
 
 
-async def test_a_constraint_that_fails_in_the_commit_is_a_failure_and_nothing_is_done(bench: Bench) -> None:
-    await bench.all("alter table effect add constraint one unique (note) deferrable initially deferred")
-    await bench.all("insert into effect (note) values ('a')")
-    outcome = await bench.run(Handler(Note, noting), await bench.enqueued(Note(text="a")))
+async def test_a_constraint_that_fails_in_the_commit_is_a_failure_and_nothing_is_done(own: Bench) -> None:
+    await own.all("alter table effect add constraint one unique (note) deferrable initially deferred")
+    await own.all("insert into effect (note) values ('a')")
+    outcome = await own.run(Handler(Note, noting), await own.enqueued(Note(text="a")))
     assert isinstance(outcome, Retrying)
     assert outcome.error.startswith("IntegrityError")
-    assert await bench.runs() == [("retrying", 1)]
+    assert await own.runs() == [("retrying", 1)]
 
 
 async def test_a_handler_that_swallows_an_integrity_error_fails_and_hears_of_begin_nested(bench: Bench) -> None:

@@ -158,6 +158,6 @@ async def test_a_task_that_outlives_its_handler_can_do_no_more(bench: Bench) -> 
 
     assert isinstance(await bench.run(Handler(Note, straggling), await bench.enqueued(Note())), Completed)
     ended.set()
-    with pytest.raises(Exception, match="second task|closed"):
+    with pytest.raises(Exception, match=r"second task|closed"):
         await left[0]
     assert await bench.effects() == []

@@ -29,12 +29,12 @@ LOCK_IT = text(
 
 
 async def test_a_stopped_workers_backend_is_ended_by_the_one_that_takes_over_and_its_work_is_undone(
-    bench: Bench, database_url: str
+    bench: Bench, shared_url: str
 ) -> None:
     delivery = await bench.enqueued(Note())
     assert delivery.message is not None
     sleeper = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.runtime.sleeper", database_url, delivery.job_id, delivery.message.decode(),
+        sys.executable, "-m", "tests.runtime.sleeper", shared_url, delivery.job_id, delivery.message.decode(),
         stdin=PIPE, stdout=PIPE,
     )  # fmt: skip
     assert sleeper.stdout is not None
@@ -63,9 +63,9 @@ async def test_without_the_lease_nobody_is_ended_and_the_job_is_put_back(
     assert bench.told.faults == []
 
 
-async def test_a_persons_psql_is_never_ended(bench: Bench, database_url: str, impatient: None) -> None:
+async def test_a_persons_psql_is_never_ended(bench: Bench, shared_url: str, impatient: None) -> None:
     delivery = await bench.enqueued(Note())
-    psql = create_engine(database_url, pool_size=1, application="psql")
+    psql = create_engine(shared_url, pool_size=1, application="psql")
     async with psql.connect() as person:
         await person.execute(LOCK_IT)
         assert isinstance(await bench.run(Handler(Note, noting), delivery), Released)

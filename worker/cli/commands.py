@@ -21,9 +21,9 @@ COMMANDS = {
     "enqueue": "worker.cli.enqueue",
     "runs": "worker.cli.runs",
     "show": "worker.cli.runs",
-    "replay": "worker.cli.letters",
-    "cancel": "worker.cli.letters",
-    "discard": "worker.cli.letters",
+    "replay": "worker.cli.operations",
+    "cancel": "worker.cli.operations",
+    "discard": "worker.cli.operations",
     "status": "worker.cli.status",
     "schema": "worker.cli.schema",
     "doctor": "worker.cli.doctor",
@@ -83,7 +83,7 @@ def make_cli() -> typer.Typer:
     """The whole command line."""
     return typer.Typer(
         name="worker", cls=Commands, callback=_worker, no_args_is_help=True, add_completion=False,
-        pretty_exceptions_enable=False,
+        pretty_exceptions_enable=False, rich_markup_mode="markdown",
     )  # fmt: skip
 
 
@@ -103,6 +103,6 @@ def _options(
 
 
 def _made(name: str, function: Any) -> Any:
-    single = typer.Typer(add_completion=False)
+    single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
     single.command(name, cls=Command)(function)
     return get_command(single)

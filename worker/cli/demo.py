@@ -8,6 +8,7 @@ import typer
 
 from worker.cli.endings import WRONG, Refusal
 from worker.cli.loading import load, load_app
+from worker.dev import EmbeddedServerError
 from worker.settings import Settings
 
 
@@ -34,5 +35,8 @@ def demo(
     if not app.demo:
         raise Refusal(f"{name} has no demo; give its App one: demo='module:function'.", WRONG)
     function: Any = load(app.demo, f"The demo of {name}")
-    code: int = function(users_csv=users_csv, orders_csv=orders_csv, orders=orders)
+    try:
+        code: int = function(users_csv=users_csv, orders_csv=orders_csv, orders=orders)
+    except EmbeddedServerError as error:
+        raise Refusal(str(error)) from error
     raise typer.Exit(code)

@@ -1,6 +1,7 @@
 """worker dev: servers and a worker for development, from one command."""
 
 import asyncio
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,9 @@ def dev() -> None:
     """
     try:
         with _servers() as (database_url, redis_url):
-            settings = load_settings(database_url=database_url, redis_url=redis_url)
+            # For what the application itself reads from the environment, too.
+            os.environ.update(DATABASE_URL=database_url, REDIS_URL=redis_url)
+            settings = load_settings()
             app = load_app(settings.app)
             migrate(database_url, app.migrations)
             typer.echo(f"DATABASE_URL='{database_url}'")

@@ -17,7 +17,7 @@ UNDEFINED_SCHEMA = "3F000"
 NO_PRIVILEGE = "42501"
 
 
-class Refusal(Exception):  # noqa: N818 - it says no; nothing is broken
+class Refusal(Exception):
     """A command can't do what it was asked; the text is one sentence that says what to do."""
 
     def __init__(self, sentence: str, code: int = FAILED) -> None:

@@ -76,8 +76,7 @@ async def _reach(
     log, said, delay = structlog.get_logger("worker.start"), False, AGAIN_FROM_S
     while True:
         try:
-            async with asyncio.timeout(None if deadline is None else max(0.1, deadline - time.monotonic())):
-                await probe()
+            await probe()  # one try ends by the connection's own timeouts, 10 s at most
         except Exception as error:
             if not is_away(error) or (deadline is not None and time.monotonic() + delay > deadline):
                 raise

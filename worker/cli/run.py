@@ -3,14 +3,14 @@
 import asyncio
 from datetime import timedelta
 from signal import SIGINT, SIGTERM
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.app import App
 from worker.broker import connect_broker
-from worker.cli.endings import WRONG, Refusal
+from worker.cli.endings import FAILED, WRONG, Refusal, ending
 from worker.cli.loading import load_app
 from worker.cli.reach import APPLICATION, reach_database, reach_redis
 from worker.database import create_engine
@@ -51,16 +51,20 @@ async def consume(app: App, settings: Settings, observer: Observer, *, burst: bo
 
     Raises Refusal for a missing migration, and what says that a server refuses us.
     """
-    start = asyncio.create_task(ready(app, settings))
-    loop = asyncio.get_running_loop()
+    loop, this_task = asyncio.get_running_loop(), asyncio.current_task()
     for signum in (SIGTERM, SIGINT):
-        # The worker has handlers of its own, and sets them when it begins.
-        loop.add_signal_handler(signum, start.cancel)
+        # Until the worker sets handlers of its own, which let jobs end first.
+        loop.add_signal_handler(signum, cast("asyncio.Task[None]", this_task).cancel)
     try:
-        await start
+        await ready(app, settings)
+        await run_worker(app, settings, observer, burst=burst)
     except asyncio.CancelledError:
         return
-    await run_worker(app, settings, observer, burst=burst)
+    except Exception as error:
+        # The command's own sentence says no more than its type; who is told of faults hears where it was.
+        if ending(error)[0] == FAILED:
+            observer.fault("worker", error)
+        raise
 
 
 async def ready(app: App, settings: Settings, patience: timedelta | None = None) -> None:

@@ -29,15 +29,15 @@ def runs(
 ) -> None:
     """List jobs, newest first: those that ran, and those that wait.
 
-    A job that was sent straight to Redis appears here with its first attempt.
+    The time is when a job ended or began, or when it is due. A job that was sent straight to Redis appears here with
+    its first attempt.
     """
     found = asyncio.run(_entries(load_settings(), status, name, limit))
     if as_json:
         for entry in found:
             print_json(entry)
         return
-    columns = ("status", "job", "id", "failures", "begun", "next", "finished", "rows", "error")
-    print_table(columns, map(_row, found))
+    print_table(("status", "job", "id", "time", "failures", "rows", "error"), map(_row, found))
 
 
 def show(
@@ -87,10 +87,10 @@ async def _details(settings: Settings, job_id: str) -> tuple[Details, bytes | No
 
 
 def _row(entry: Entry) -> tuple[object, ...]:
+    when = entry.finished_at or entry.begun_at
+    time = f"due {shown(entry.due_at)}" if entry.due_at else when
     rows = "" if not entry.done else f"{entry.done}/{entry.total}" if entry.total else entry.done
-    error = (entry.error or "")[:MAX_ERROR]
-    times = (entry.begun_at, entry.due_at, entry.finished_at)
-    return (entry.status, entry.name, entry.id, entry.attempt or "", *times, rows, error)
+    return (entry.status, entry.name, entry.id, time, entry.attempt or "", rows, (entry.error or "")[:MAX_ERROR])
 
 
 def _fields(found: Details) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def _check(settings: Settings) -> None:
     alive = [worker for worker in asyncio.run(_workers(settings)) if worker.host == host]
     if not alive:
         raise Refusal(f"No worker of the host {host} lives; start worker run, or look into its log.")
-    typer.echo(f"Both servers answer, and {len(alive)} workers of {host} live.")
+    typer.echo(f"Both servers answer; workers of {host} that live: {len(alive)}.")
 
 
 async def _workers(settings: Settings) -> list[Heartbeat]:
@@ -80,6 +80,6 @@ def _print(found: Status) -> None:
     if found.oldest_unsent_s is not None:
         typer.echo(f"The oldest unsent outbox row has been due for {shown(found.oldest_unsent_s)} s.")
     if found.dead:
-        typer.echo(f"{found.dead} jobs are dead: worker runs --status dead, then worker replay or discard.")
+        typer.echo(f"Dead jobs: {found.dead}. See worker runs --status dead, then worker replay or discard.")
     for name, count in found.unknown_jobs.items():
-        typer.echo(f"{count} jobs of the unknown name {printable(name)} wait for a worker that has a handler for it.")
+        typer.echo(f"Jobs of the unknown name {printable(name)}: {count}. They wait for a worker that has a handler.")

@@ -239,7 +239,8 @@ def downgrade() -> None:
 
 def split(script: str) -> list[str]:
     """The statements of `script`; a `$$` body is one piece."""
-    statements, quoted, current = [], False, ""
+    statements: list[str] = []
+    quoted, current = False, ""
     for line in script.splitlines(keepends=True):
         quoted ^= line.count("$$") % 2 == 1
         current += line

@@ -22,7 +22,7 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as in worke
 
 def replay(
     job_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID…", help="Ids of dead jobs, as in worker runs.")
+        list[str] | None, typer.Argument(metavar="ID", help="Ids of dead jobs, as in worker runs.")
     ] = None,
     *,
     all_: Annotated[bool, typer.Option("--all", help="Every job that is dead now.")] = False,
@@ -37,7 +37,7 @@ def replay(
     settings = load_settings()
     if all_:
         replayed = asyncio.run(_replay_all(settings))
-        typer.echo(f"{len(replayed)} jobs wait to run again." if replayed else "No job is dead.")
+        typer.echo(f"Jobs that wait to run again: {len(replayed)}." if replayed else "No job is dead.")
         return
     refused = asyncio.run(_replay(settings, job_ids or []))
     if refused:

@@ -20,7 +20,7 @@ def test_replay_all_counts(command: Command, work: Work) -> None:
     for _ in range(3):
         command("enqueue", "tests.fail")
     work()
-    assert command("replay", "--all").stdout == "3 jobs wait to run again.\n"
+    assert command("replay", "--all").stdout == "Jobs that wait to run again: 3.\n"
 
 
 def test_replay_needs_ids_or_all(command: Command) -> None:

@@ -1,0 +1,74 @@
+"""An application for workers that are processes of their own: `WORKER_APP=tests.consumer.app:app`.
+
+Its handlers say `began` in the log.
+"""
+
+import asyncio
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from tests.consumer.jobs import leave_effect
+from worker.app import App
+from worker.handler import Handler
+from worker.job import Job
+from worker.stock import worker_settings
+
+
+class Wait(Job, name="wait"):
+    """Leaves an effect and waits for an advisory lock, which the test holds until it may go on."""
+
+    lock: int
+
+
+class Deaf(Job, name="deaf"):
+    """Lets nobody cancel it."""
+
+
+class Stuck(Job, name="stuck"):
+    """Blocks the event loop for ever, but only the first time."""
+
+
+async def wait(job: Wait, session: AsyncSession) -> str:
+    await leave_effect(session)
+    _say_began()
+    await session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": job.lock})
+    return "done"
+
+
+async def deaf(job: Deaf, session: AsyncSession) -> None:
+    _say_began()
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            continue
+
+
+async def stuck(job: Stuck, session: AsyncSession) -> None:
+    await leave_effect(session)
+    marker = Path(os.environ["WORKER_FILES_DIR"]) / "was-stuck"
+    if not marker.exists():
+        marker.touch()
+        _say_began()
+        while True:
+            time.sleep(60)
+
+
+def _say_began() -> None:
+    structlog.get_logger("test").warning("began")
+
+
+app = App(
+    handlers=(
+        Handler(Wait, wait),
+        Handler(Deaf, deaf),
+        Handler(Stuck, stuck, timeout=timedelta(milliseconds=100)),
+    )
+)
+WorkerSettings = worker_settings(app)

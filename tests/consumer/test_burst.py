@@ -1,0 +1,62 @@
+"""`--burst` ends when nothing that this worker knows is due."""
+
+from datetime import timedelta
+
+import pytest
+from arq.connections import ArqRedis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from tests.consumer.conftest import Burst, Effects
+from tests.consumer.jobs import PING, Ping, Pong
+from worker.handler import Handler
+from worker.outbox import enqueue, enqueue_many
+from worker.queue import Queue
+from worker.relay import Relay
+
+
+async def test_it_ends_at_once_where_there_is_nothing(burst: Burst) -> None:
+    assert (await burst(PING)).outcomes == []
+
+
+async def test_it_does_what_is_in_the_outbox_and_in_redis_and_what_those_jobs_enqueue(
+    arq: ArqRedis, burst: Burst, session: AsyncSession, effects: Effects
+) -> None:
+    async def countdown(job: Pong, session: AsyncSession) -> None:
+        if job.n > 0:
+            enqueue(session, Pong(n=job.n - 1))
+
+    enqueue_many(session, [Ping(n=n) for n in range(20)])
+    enqueue(session, Pong(n=5))
+    await session.commit()
+    await Queue(arq).enqueue_many(Ping(n=n) for n in range(20))
+    told = await burst(PING, Handler(Pong, countdown))
+    assert len(told.outcomes) == 46
+    assert len(await effects()) == 40
+
+
+async def test_what_is_not_due_and_what_it_does_not_know_stays(
+    arq: ArqRedis, burst: Burst, session: AsyncSession, effects: Effects
+) -> None:
+    enqueue(session, Ping(), delay=timedelta(hours=1))
+    enqueue(session, Pong())
+    await session.commit()
+    assert (await burst(PING)).outcomes == []
+    assert await arq.zcard("arq:queue") == 2
+
+
+async def test_a_server_that_goes_away_while_it_looks_for_more_does_not_end_it(
+    burst: Burst, session: AsyncSession, effects: Effects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drain, errors = Relay.drain, [RedisConnectionError("gone"), OSError("gone")]
+
+    async def broken(self: Relay) -> int:
+        if errors:
+            raise errors.pop()
+        return await drain(self)
+
+    monkeypatch.setattr(Relay, "drain", broken)
+    job_id = enqueue(session, Ping())
+    await session.commit()
+    await burst(PING)
+    assert await effects() == [job_id]

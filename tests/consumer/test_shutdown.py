@@ -1,0 +1,116 @@
+"""SIGTERM: nothing more is claimed, running jobs get a grace, the rest is handed back, and no attempt is burnt."""
+
+import asyncio
+import signal
+
+from arq.connections import ArqRedis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from tests.consumer.conftest import Effects, Logged, Work
+from tests.consumer.jobs import PING, Gate, Ping, calling, leave_effect
+from tests.support.waiting import wait_until
+from worker.chunk import Chunk, Step
+from worker.handler import ChunkedHandler, Handler
+from worker.heartbeat import live_workers
+from worker.outbox import enqueue
+from worker.outcome import Completed, Released, Yielded
+from worker.queue import Queue
+
+
+async def test_a_job_that_ends_within_the_grace_is_settled_and_nothing_more_is_claimed(
+    arq: ArqRedis, work: Work, effects: Effects, logged: Logged
+) -> None:
+    gate = Gate()
+    await Queue(arq).enqueue(Ping(), job_id="running")
+    async with work(calling(gate)) as worker:
+        await gate.reached.wait()
+        worker.signal()
+
+        async def is_stopping() -> bool:
+            return any(line["event"] == "stopping" for line in logged)
+
+        await wait_until(is_stopping)
+        await Queue(arq).enqueue(Ping(), job_id="waiting")
+        gate.opened.set()
+        await worker.task
+    assert worker.outcomes == [("running", Completed("opened"))]
+    assert await arq.zrange("arq:queue", 0, -1) == [b"waiting"]
+    assert await arq.keys("arq:in-progress:*") == []
+    assert await effects() == ["running"]
+    assert await live_workers(arq) == []
+    assert [(line["signal"], line["running"], line["grace_s"]) for line in logged if line["event"] == "stopping"] == [
+        ("SIGTERM", 1, 5.0)
+    ]
+
+
+async def test_a_job_that_does_not_end_is_rolled_back_even_in_a_running_query_and_another_worker_does_it(
+    arq: ArqRedis, work: Work, session: AsyncSession, engine: AsyncEngine, effects: Effects
+) -> None:
+    sleep = "SELECT pg_sleep(60)"
+
+    async def slow(_job: Ping, session: AsyncSession) -> None:
+        await leave_effect(session)
+        await session.execute(text(sleep))
+
+    job_id = enqueue(session, Ping())
+    await session.commit()
+    async with work(Handler(Ping, slow), shutdown_grace=0.2) as worker:
+
+        async def is_asleep() -> bool:
+            async with engine.connect() as connection:
+                asking = text("SELECT count(*) FROM pg_stat_activity WHERE query = :query")
+                return bool((await connection.execute(asking, {"query": sleep})).scalar_one())
+
+        await wait_until(is_asleep)
+        await worker.stop()
+        assert not await is_asleep()
+    assert worker.of(job_id) == [Released("the worker stops")]
+    assert await effects() == []
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM worker.attempt"))).scalar_one() == 0
+    async with work(PING) as another:
+        assert await another.outcome(job_id) == Completed({"n": 0})
+    assert await effects() == [job_id]
+
+
+async def test_the_second_signal_cuts_the_grace_short(arq: ArqRedis, work: Work, effects: Effects) -> None:
+    gate = Gate()
+    await Queue(arq).enqueue(Ping(), job_id="running")
+    async with work(calling(gate), shutdown_grace=3600) as worker:
+        await gate.reached.wait()
+        worker.signal()
+        worker.signal(signal.SIGINT)
+        async with asyncio.timeout(10):
+            await worker.task
+    assert worker.of("running") == [Released("the worker stops")]
+    assert await arq.zscore("arq:queue", "running") is not None
+    assert await effects() == []
+
+
+async def test_a_chunked_job_yields_between_two_chunks_and_resumes_elsewhere(
+    arq: ArqRedis, work: Work, session: AsyncSession, effects: Effects
+) -> None:
+    gate = Gate()
+
+    async def count(_job: Ping, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        done = (chunk.cursor or 0) + 1
+        await leave_effect(session)
+        if done == 2:
+            await gate()
+        return chunk.step(done if done < 4 else None, done=1, counts={"rows": 1})
+
+    handler = ChunkedHandler(Ping, count, cursor=int)
+    job_id = enqueue(session, Ping())
+    await session.commit()
+    async with work(handler) as worker:
+        await gate.reached.wait()
+        worker.signal()
+        gate.opened.set()
+        await worker.task
+    assert worker.of(job_id) == [Yielded()]
+    assert await effects() == [job_id] * 2
+    async with work(handler) as another:
+        assert await another.outcome(job_id) == Completed({"rows": 4})
+    assert await effects() == [job_id] * 4
+

@@ -1,0 +1,158 @@
+"""The stock `arq jobs.app.WorkerSettings` command: promises 1 to 4 hold under it."""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from arq.connections import ArqRedis, RedisSettings
+from arq.jobs import Job as ArqJob
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from jobs.orders.contracts import ShipOrder
+from jobs.users.contracts import CreateUser, ImportUsers
+from jobs.users.models import User
+from tests.consumer.app import Wait
+from tests.consumer.conftest import Effects
+from tests.support.waiting import wait_until
+from worker.app import App
+from worker.models import Outbox, Run
+from worker.outbox import enqueue
+from worker.queue import Queue
+from worker.stock import worker_settings
+from worker.wire import JobFailed
+
+LOCK = 7
+ARQ = str(Path(sys.executable).with_name("arq"))
+
+RunArq = Callable[..., Awaitable[Process]]
+
+
+@pytest.fixture
+async def run_arq(database_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[RunArq]:
+    """Start the `arq` command; what still runs when the test ends is killed."""
+    started: list[Process] = []
+
+    async def start(*options: str, settings: str = "jobs.app.WorkerSettings") -> Process:
+        env = {"PATH": os.environ["PATH"], "DATABASE_URL": database_url, "REDIS_URL": redis_url}
+        process = await asyncio.create_subprocess_exec(
+            ARQ, settings, *options, env={**env, "WORKER_FILES_DIR": str(tmp_path)},
+            stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=STDOUT, start_new_session=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def output(process: Process) -> str:
+    async with asyncio.timeout(30):
+        written, _ = await process.communicate()
+    return written.decode()
+
+
+async def test_it_runs_jobs_from_the_outbox_and_from_redis_each_once(
+    arq: ArqRedis, engine: AsyncEngine, session: AsyncSession, run_arq: RunArq, tmp_path: Path
+) -> None:
+    (tmp_path / "users.csv").write_text("email,name\n" + "".join(f"u{n}@example.com,U{n}\n" for n in range(50)))
+    outbox = enqueue(session, CreateUser(email="ann@example.com", name="Ann"))
+    chunked = enqueue(session, ImportUsers(path="users.csv"))
+    dead = enqueue(session, ShipOrder(order_id=404))
+    await session.commit()
+    direct = await Queue(arq).enqueue(CreateUser(email="bob@example.com", name="Bob"))
+    assert direct is not None
+    message = await arq.get(f"arq:job:{direct}")
+    process = await run_arq()
+
+    async def is_empty() -> bool:
+        await session.rollback()
+        waiting = (await session.scalars(select(Outbox.id))).all()
+        return not waiting and await arq.exists(f"arq:result:{direct}") == 1
+
+    await wait_until(is_empty, timeout=30)
+    await arq.delete(f"arq:result:{direct}")
+    await arq.set(f"arq:job:{direct}", message)
+    await arq.zadd("arq:queue", {direct: 1})
+    again = await ArqJob(direct, arq, _deserializer=arq.job_deserializer).result(timeout=20, poll_delay=0.05)
+    process.send_signal(signal.SIGTERM)
+    told = await output(process)
+    assert process.returncode == 0, told
+    statuses = dict((await session.execute(select(Run.id, Run.status))).all())
+    assert statuses == {outbox: "completed", chunked: "completed", dead: "dead", direct: "completed"}
+    bob = select(User.id).where(User.email == "bob@example.com")
+    assert again == {"user_id": (await session.execute(bob)).scalar_one()}
+    assert len((await session.scalars(select(User.id))).all()) == 52
+    with pytest.raises(JobFailed, match="^NoResultFound: "):
+        await ArqJob(dead, arq, _deserializer=arq.job_deserializer).result()
+
+
+async def test_a_signal_rolls_the_job_back_and_the_next_worker_does_it_with_no_attempt_burnt(
+    session: AsyncSession, engine: AsyncEngine, run_arq: RunArq, effects: Effects
+) -> None:
+    settings = "tests.consumer.app.WorkerSettings"
+    job_id = enqueue(session, Wait(lock=LOCK))
+    await session.commit()
+    async with engine.begin() as lock:
+        await lock.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+        process = await run_arq(settings=settings)
+
+        async def is_waiting() -> bool:
+            await session.rollback()  # a transaction sees pg_stat_activity as it was at its first look
+            waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'")
+            return (await session.execute(waiting)).scalar_one() == 1
+
+        await wait_until(is_waiting, timeout=30)
+        process.send_signal(signal.SIGTERM)
+        assert "began" in await output(process)
+        assert process.returncode == 0
+        assert await effects() == []
+    await output(await run_arq("--burst", settings=settings))
+    assert await effects() == [job_id]
+    await session.rollback()
+    run = (await session.execute(select(Run))).scalar_one()
+    assert (run.status, run.attempt) == ("completed", 0)
+
+
+async def test_its_check_option_asks_the_same_redis(run_arq: RunArq) -> None:
+    process = await run_arq("--check")
+    assert "no health check sentinel" in await output(process)
+    assert process.returncode == 1
+
+
+def test_no_setting_makes_the_import_fail() -> None:
+    """`worker run` imports the module too, and has sentences for them."""
+    for environment in ({}, {"REDIS_URL": "nonsense", "WORKER_CONCURRENCY": "many"}):
+        settings = worker_settings(App(handlers=()), environment)
+        assert settings["redis_settings"].host == "localhost"
+        assert settings["max_jobs"] == 10
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://h:1/2", RedisSettings(host="h", port=1, database=2)),
+        ("redis://ann:p%40ss@h", RedisSettings(host="h", username="ann", password="p@ss")),
+        ("rediss://h?ssl_cert_reqs=none", RedisSettings(host="h", ssl=True, ssl_cert_reqs="none")),
+        ("unix:///run/redis.sock?db=3", RedisSettings(unix_socket_path="/run/redis.sock", database=3)),
+        (
+            "redis+sentinel://ann:p%40ss@a:1,b:2/main/4",
+            RedisSettings(
+                host=[("a", 1), ("b", 2)], sentinel=True, sentinel_master="main", database=4, username="ann",
+                password="p@ss",
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_it_takes_the_urls_that_worker_run_takes(url: str, expected: RedisSettings) -> None:
+    settings = worker_settings(App(handlers=()), {"REDIS_URL": url, "WORKER_CONCURRENCY": "3"})
+    assert settings["redis_settings"] == expected
+    assert settings["max_jobs"] == 3

@@ -1,0 +1,80 @@
+"""The table of handlers, and what a policy may say."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from worker.chunk import Chunk, Step
+from worker.handler import ChunkedHandler, Handler, bind
+from worker.job import Job
+from worker.retry import RetryPolicy
+
+
+class Pay(Job, name="pay", aliases=("charge",)):
+    pass
+
+
+class Ship(Job, name="ship"):
+    pass
+
+
+class Charge(Job, name="charge"):
+    pass
+
+
+class Nameless(Job):
+    pass
+
+
+async def do(job: Job, session: AsyncSession) -> None:
+    pass
+
+
+async def count(job: Ship, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+    return chunk.step(None)
+
+
+def test_the_defaults_are_a_timeout_of_300_s_5_attempts_read_committed_and_once() -> None:
+    handler = Handler(Pay, do)
+    assert (handler.timeout, handler.retry) == (timedelta(seconds=300), RetryPolicy())
+    assert (handler.isolation, handler.once) == ("READ COMMITTED", True)
+    assert (handler.statement_timeout, handler.lock_timeout) == (None, None)
+
+
+def test_a_handler_is_found_under_its_jobs_name_and_aliases() -> None:
+    pay, ship = Handler(Pay, do), ChunkedHandler(Ship, count, cursor=int)
+    assert dict(bind([pay, ship])) == {"pay": pay, "charge": pay, "ship": ship}
+
+
+def test_two_handlers_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="'pay' has two handlers"):
+        bind([Handler(Pay, do), Handler(Pay, do)])
+    with pytest.raises(ValueError, match="'charge' has two handlers, for Pay and Charge"):
+        bind([Handler(Pay, do), Handler(Charge, do)])
+
+
+def test_a_job_without_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Nameless has no job name; write class Nameless\(Job, name=…\)"):
+        bind([Handler(Nameless, do)])
+
+
+def test_the_table_cant_be_changed() -> None:
+    table: Any = bind([Handler(Pay, do)])
+    with pytest.raises(TypeError):
+        table["ship"] = Handler(Ship, do)
+
+
+@pytest.mark.parametrize("limit", ["timeout", "statement_timeout", "lock_timeout"])
+def test_a_limit_is_above_zero(limit: str) -> None:
+    wrong: dict[str, Any] = {limit: timedelta(0)}
+    with pytest.raises(ValueError, match=f"{limit}=0:00:00; give a time above zero"):
+        Handler(Pay, do, **wrong)
+    with pytest.raises(ValueError, match=limit):
+        ChunkedHandler(Ship, count, cursor=int, **wrong)
+
+
+def test_a_chunk_has_at_least_one_row() -> None:
+    with pytest.raises(ValueError, match="ship got size=0"):
+        ChunkedHandler(Ship, count, cursor=int, size=0)

@@ -1,0 +1,129 @@
+"""worker.prune: what it deletes, and what it keeps."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from worker import prune
+from worker.app import App
+from worker.broker import connect_broker
+from worker.database import create_engine
+from worker.outbox import enqueue
+from worker.queue import Queue
+from worker.testing import drain
+from worker.wire import decode
+
+OLD_RUN = """
+insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox, finished_at)
+values (:id, :ms, 'any', 'arq:queue', :status, :from_outbox, now() - make_interval(days => :age))
+"""
+OLD_ATTEMPT = """
+insert into worker.attempt (id, enqueued_ms, attempt, error, traceback, worker) values ('old', 1, 1, '', '', '')
+"""
+OLD_REJECT = "insert into worker.reject (id, enqueued_ms, line, reason, row) values ('old', 1, 2, '', '')"
+OLD_TICK = "insert into worker.cron_tick (name, scheduled_at) values (:name, now() - make_interval(days => :age))"
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = create_engine(database_url, pool_size=3, application="ratchet test")
+    yield engine
+    await engine.dispose()
+
+
+async def run_ids(engine: AsyncEngine) -> set[str]:
+    async with engine.connect() as connection:
+        found = await connection.execute(text("select id from worker.run where name = 'any'"))
+        return set(found.scalars())
+
+
+async def pruned(engine: AsyncEngine, redis_url: str) -> object:
+    """Run it once and return its result."""
+    app = App(handlers=prune.handlers(lambda: redis_url))
+    async with AsyncSession(engine) as session, session.begin():
+        job_id = enqueue(session, prune.Prune(keep_for=timedelta(days=30)))
+    await drain(app, engine)
+    async with engine.connect() as connection:
+        found = await connection.execute(text("select result from worker.run where id = :id"), {"id": job_id})
+        return found.scalar_one()
+
+
+async def keep_run(
+    engine: AsyncEngine,
+    job_id: str,
+    *,
+    status: str = "completed",
+    age: int = 31,
+    ms: int = 1,
+    outbox: bool = True,
+) -> None:
+    values = {"id": job_id, "ms": ms, "status": status, "age": age, "from_outbox": outbox}
+    async with engine.begin() as connection:
+        await connection.execute(text(OLD_RUN), values)
+
+
+async def test_runs_that_ended_long_ago_are_pruned_and_dead_ones_are_kept(engine: AsyncEngine, redis_url: str) -> None:
+    for status in ("completed", "cancelled", "discarded", "dead"):
+        await keep_run(engine, f"old {status}", status=status)
+    await keep_run(engine, "young", age=29)
+    assert await pruned(engine, redis_url) == {"pruned": 3}
+    assert await run_ids(engine) == {"old dead", "young"}
+
+
+async def test_attempts_and_rejects_go_with_their_run(engine: AsyncEngine, redis_url: str) -> None:
+    await keep_run(engine, "old")
+    async with engine.begin() as connection:
+        for statement in (OLD_ATTEMPT, OLD_REJECT):
+            await connection.execute(text(statement))
+    await pruned(engine, redis_url)
+    async with engine.connect() as connection:
+        left = await connection.execute(text("select id from worker.attempt union all select id from worker.reject"))
+        assert left.all() == []
+
+
+async def test_a_direct_run_is_kept_while_its_very_message_lies_in_redis(
+    engine: AsyncEngine, redis: Redis, redis_url: str
+) -> None:
+    client = connect_broker(redis_url)
+    try:
+        sent = await Queue(client).enqueue(prune.Prune(), job_id="still-there")
+        message: bytes = await client.get("arq:job:still-there")
+    finally:
+        await client.aclose()
+    assert sent
+    enqueued_ms = decode(message).enqueued_ms
+    await keep_run(engine, "still-there", ms=enqueued_ms, outbox=False)
+    await keep_run(engine, "still-there", ms=enqueued_ms - 1, outbox=False)
+    await keep_run(engine, "gone", outbox=False)
+    assert await pruned(engine, redis_url) == {"pruned": 2}
+    assert await run_ids(engine) == {"still-there"}
+    await redis.flushall()
+
+
+async def test_the_last_tick_of_each_cron_entry_is_kept(engine: AsyncEngine, redis_url: str) -> None:
+    async with engine.begin() as connection:
+        for name, age in (("a", 40), ("a", 35), ("b", 50), ("c", 60), ("c", 1)):
+            await connection.execute(text(OLD_TICK), {"name": name, "age": age})
+    await pruned(engine, redis_url)
+    async with engine.connect() as connection:
+        kept = await connection.execute(
+            text("select name, (now() - scheduled_at) < interval '36 days' from worker.cron_tick")
+        )
+        assert sorted(kept.all()) == [("a", True), ("b", False), ("c", True)]
+
+
+async def test_it_goes_on_behind_what_it_keeps_chunk_by_chunk(engine: AsyncEngine, redis_url: str) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("""
+            insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox, finished_at)
+            select n::text, n, 'any', 'arq:queue', 'completed', true, now() - interval '1 year'
+            from generate_series(1, 2500) as n
+            """)
+        )
+    assert await pruned(engine, redis_url) == {"pruned": 2_500}
+    assert await run_ids(engine) == set()

@@ -1,0 +1,153 @@
+"""One attempt: transaction after transaction of one job, until there is an outcome. The only try/except about jobs."""
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker import run as ledger
+from worker.availability import Availability
+from worker.call import Work
+from worker.errors import Cancel, Snooze
+from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, swallowed_errors_said
+from worker.handler import keeps_run
+from worker.outcome import BUSY, Cancelled, Completed, Outcome, Released, Retrying, Snoozed, Yielded
+from worker.reporting.observer import Observation
+from worker.setback import Decision, Setbacks, cancelled, duplicate_of, failed, snoozed
+from worker.shield import is_cancelled, to_its_end
+from worker.transaction import Transactor
+from worker.unkept import UnkeptTransactor
+
+IMMEDIATE_RETRIES = 3
+"""For conflicts and lost connections, before they count as a failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """How a delivery was settled in PostgreSQL."""
+
+    outcome: Outcome
+    error: BaseException | None = None
+    attempt: int = 1
+    adopted: bool = False
+    """Whether a direct job has an outbox row now."""
+
+
+class Crew:
+    """What every attempt of a process works with."""
+
+    def __init__(self, engine: AsyncEngine, availability: Availability, worker: str) -> None:
+        self.availability = availability
+        self.setbacks = Setbacks(engine, availability, worker)
+        self.kept = Transactor(engine)
+        self.unkept = UnkeptTransactor(engine)
+
+
+class Attempt:
+    """Of one delivery: its chunks, and the immediate retries of each."""
+
+    def __init__(self, work: Work, crew: Crew, observation: Observation) -> None:
+        self._work = work
+        self._crew = crew
+        self._observation = observation
+        self._hold = work.delivery.hold
+        self._seen: int | None = None
+        """The failures that the transaction saw when it began."""
+        self._retries = 0
+        self._fate_unknown = False
+
+    async def settle(self) -> Settled:
+        """Until there is an outcome."""
+        while True:
+            try:
+                done = await self._transaction()
+            except (KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException as error:  # noqa: BLE001 - whatever a handler raises
+                outcome = await self._judge(error)
+                if outcome is not None:
+                    return self._settled(outcome, error)
+                self._retries += 1
+                self._fate_unknown |= isinstance(error, FateUnknown)
+            else:
+                outcome = await self._read(done)
+                if outcome is not None:
+                    return self._settled(outcome)
+
+    async def _transaction(self) -> Completed | Yielded | ledger.Ended | ledger.NotDue:
+        handler = self._work.handler
+        self._hold.begins(handler.timeout)
+        transactor = self._crew.kept if keeps_run(handler) else self._crew.unkept
+        with swallowed_errors_said():
+            return await transactor.carry_out(self._work, self._begun)
+
+    def _begun(self, failures: int) -> None:
+        self._seen = failures
+        self._observation.begun(failures + 1)
+
+    async def _read(self, done: Completed | Yielded | ledger.Ended | ledger.NotDue) -> Outcome | None:
+        """What a transaction that came to its end means. None: the next chunk begins."""
+        match done:
+            case Completed():
+                return done
+            case Yielded():
+                return await self._after_chunk()
+            case ledger.NotDue():
+                return Released("it isn't due", done.delay)
+            case ledger.Ended():
+                is_ours = self._fate_unknown and done.status == "completed"
+                return Completed(done.result) if is_ours else duplicate_of(done)
+            case _:
+                assert_never(done)
+
+    async def _after_chunk(self) -> Outcome | None:
+        """The chunk has made the job the outbox's, and its failures count anew."""
+        self._work = replace(self._work, run=replace(self._work.run, from_outbox=True))
+        self._seen, self._retries, self._fate_unknown = None, 0, False
+        if self._hold.is_aborted():
+            return await self._record(ABORTED)
+        return Yielded() if self._hold.is_stopping() or is_cancelled() else None
+
+    async def _judge(self, error: BaseException) -> Outcome | None:
+        """What a transaction that raised comes to. None: run it again at once, with nothing counted."""
+        if self._hold.is_aborted():
+            return await self._record(ABORTED)
+        # Once the worker stops, whatever a cancelled handler raises is the cancellation's. (A count of cancellations
+        # alone proves nothing: in Python 3.11 a TaskGroup that failed leaves one behind.)
+        if is_cancelled() and (isinstance(error, asyncio.CancelledError) or self._hold.is_stopping()):
+            return Released("the worker stops")
+        match error:
+            case Snooze():
+                return await self._record(snoozed(Snoozed(error.delay), error))
+            case Cancel():
+                return await self._record(cancelled(Cancelled(error.reason)))
+            case LedgerBusy():
+                return None if error.is_conflict and self._may_retry() else Released(str(error), BUSY)
+            case _:
+                return await self._judge_failure(error)
+
+    async def _judge_failure(self, error: BaseException) -> Outcome | None:
+        """A failure, unless PostgreSQL is at fault. None: run it again at once."""
+        is_lost = is_lost_connection(error)
+        if is_lost and not await to_its_end(self._crew.availability.check()):
+            # Where a commit was under way, the next begin reads its fate under the run's lock.
+            return Released("PostgreSQL is away", BUSY)
+        if (is_lost or is_conflict(error)) and self._may_retry():
+            return None
+        return await self._record(failed(error, self._work.handler.retry))
+
+    def _may_retry(self) -> bool:
+        return self._retries < IMMEDIATE_RETRIES
+
+    async def _record(self, decision: Decision) -> Outcome:
+        # Of a handler that keeps no run the attempt saw only what Redis counts; the ledger knows.
+        seen = self._seen if keeps_run(self._work.handler) else None
+        return await to_its_end(self._crew.setbacks.record(self._work.run, self._work.message, seen, decision))
+
+    def _settled(self, outcome: Outcome, error: BaseException | None = None) -> Settled:
+        waits = self._work.run.from_outbox or isinstance(outcome, Yielded | Snoozed | Retrying)
+        return Settled(outcome, error, (self._seen or 0) + 1, adopted=waits)
+
+
+ABORTED = cancelled(Cancelled("aborted"))

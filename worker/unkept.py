@@ -1,0 +1,61 @@
+"""once=False: no run is kept of a success, and PostgreSQL is asked nothing before the handler asks. At least once."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import Session, SessionTransaction
+
+from worker import run as ledger
+from worker.call import Work, call
+from worker.database import create_sessions
+from worker.faults import commit, in_ledger
+from worker.guard import GUARD, Guard
+from worker.outcome import Completed
+from worker.shield import to_its_end
+from worker.stored import as_jsonb
+
+
+class UnkeptTransactor:
+    """Carries out the transactions of handlers with once=False."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._sessions = create_sessions()
+
+    async def carry_out(self, work: Work, on_begun: Callable[[int], None]) -> Completed:
+        """One transaction, if the handler asks for one. `on_begun` is told how many failures Redis counts.
+
+        Raises as Transactor.carry_out does.
+        """
+        guard, failures = Guard(), work.delivery.failures
+        begun = ledger.Begun(failures, None, {}, datetime.now(UTC), transaction="")
+        on_begun(failures)
+        engine = self._engine.execution_options(**{"isolation_level": work.handler.isolation, GUARD: guard})
+        session = self._sessions(bind=engine, info={GUARD: guard})
+        event.listen(session.sync_session, "after_begin", partial(_limit, work.limits))
+        try:
+            result = as_jsonb(await call(work, begun, session, guard), "result")
+            await commit(session.run_sync(Session.commit))
+        finally:
+            # Where the connection is gone, so is the transaction; that hides nothing of what was raised within.
+            with suppress(DBAPIError):
+                await to_its_end(session.run_sync(Session.close))
+        if work.run.from_outbox:
+            with in_ledger():
+                await to_its_end(self._close(work.run))
+        return Completed(json.loads(result))
+
+    async def _close(self, run: ledger.Identity) -> None:
+        async with self._engine.begin() as connection:
+            await ledger.close_unkept(connection, run)
+
+
+def _limit(limits: ledger.Limits, _session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
+    """SQLAlchemy's event: the session asks for a transaction."""
+    ledger.limit(connection, limits)
