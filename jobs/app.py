@@ -48,11 +48,11 @@ def handlers(files: Files) -> tuple[AnyHandler, ...]:
 
 def redis_url() -> str:
     """Where `worker.prune` asks whether a direct job's message is still there."""
-    return os.environ.get("REDIS_URL", "redis://localhost:6379")
+    return os.environ.get("REDIS_URL") or "redis://localhost:6379"
 
 
 app = App(
-    handlers=(*handlers(Files(Path(os.environ.get("WORKER_FILES_DIR", "files")))), *prune.handlers(redis_url)),
+    handlers=(*handlers(Files(Path(os.environ.get("WORKER_FILES_DIR") or "files"))), *prune.handlers(redis_url)),
     schedule=SCHEDULE,
     migrations=(MIGRATIONS,),
     demo="jobs.demo:main",

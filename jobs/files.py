@@ -1,12 +1,8 @@
 """The gateway to files: everything that jobs read or write lies below one folder."""
 
 import os
-import uuid
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from worker.errors import Permanent
 
@@ -51,18 +47,3 @@ class Files:
     def relative(self, path: Path) -> str:
         """A resolved path as jobs and their results write it."""
         return path.relative_to(self.root.resolve()).as_posix()
-
-
-@contextmanager
-def written_whole(target: Path) -> Generator[BinaryIO]:
-    """A file that appears whole or not at all: temporary name, fsync, rename. Nothing stays if the body raises."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{uuid.uuid4().hex}.part")  # its own even where two write to one target
-    try:
-        with draft.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)

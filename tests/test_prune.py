@@ -127,3 +127,30 @@ async def test_it_goes_on_behind_what_it_keeps_chunk_by_chunk(engine: AsyncEngin
         )
     assert await pruned(engine, redis_url) == {"pruned": 2_500}
     assert await run_ids(engine) == set()
+
+
+async def test_a_run_whose_job_id_was_enqueued_again_stays_until_that_is_a_duplicate(
+    engine: AsyncEngine, redis_url: str
+) -> None:
+    await keep_run(engine, "chosen", ms=0)
+    async with AsyncSession(engine) as session, session.begin():
+        enqueue(session, prune.Prune(), job_id="chosen", delay=timedelta(hours=1))
+    assert await pruned(engine, redis_url) == {"pruned": 0}
+    assert await run_ids(engine) == {"chosen"}
+    async with engine.begin() as connection:
+        await connection.execute(text("delete from worker.outbox where id = 'chosen'"))
+    assert await pruned(engine, redis_url) == {"pruned": 1}
+
+
+async def test_messages_that_nobody_can_read_are_told_apart_by_their_bytes(
+    engine: AsyncEngine, redis: Redis, redis_url: str
+) -> None:
+    for number, raw in enumerate((b"no JSON", b"another"), 1):
+        await keep_run(engine, f"odd {number}", ms=decode(raw).enqueued_ms, outbox=False)
+    await redis.set("arq:job:odd 1", b"no JSON")
+    await redis.set("arq:job:odd 2", b"changed since")
+    await redis.lpush("arq:job:list", "no message at all")
+    await keep_run(engine, "list", outbox=False)
+    assert await pruned(engine, redis_url) == {"pruned": 2}
+    assert await run_ids(engine) == {"odd 1"}
+    await redis.flushall()

@@ -6,6 +6,7 @@ from urllib.parse import unquote, urlsplit
 import redis
 from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.sentinel import Sentinel
 
 from worker.wire import deserialize, serialize
@@ -19,21 +20,22 @@ TLS_OPTIONS = ("ssl_keyfile", "ssl_certfile", "ssl_cert_reqs", "ssl_ca_certs", "
 
 def connect_broker(url: str) -> ArqRedis:
     """arq's client with JSON codecs. Connects when it is first used. Raises as `check_url` does."""
-    timeouts = {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": ANSWER_TIMEOUT_S}
+    timeouts: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": ANSWER_TIMEOUT_S}
     if url.startswith(SENTINEL):
         hosts, service, options = _sentinel(url)
         sentinels = AsyncSentinel(hosts, **options, **timeouts)  # type: ignore[no-untyped-call]  # redis-py 5 leaves it untyped
-        client: ArqRedis = sentinels.master_for(service, redis_class=ArqRedis, **OPTIONS)
+        client: Any = sentinels.master_for(service, ArqRedis, _Pool, **OPTIONS)
     else:
         client = ArqRedis.from_url(url, **OPTIONS, **timeouts)
     client.job_serializer = serialize
     client.job_deserializer = deserialize
-    return client
+    made: ArqRedis = client
+    return made
 
 
 def connect_blocking(url: str, timeout: float = ANSWER_TIMEOUT_S) -> redis.Redis:
     """A client for the thread that renews leases, which no blocked event loop holds up. `timeout` in seconds."""
-    timeouts = {"socket_connect_timeout": timeout, "socket_timeout": timeout}
+    timeouts: dict[str, Any] = {"socket_connect_timeout": timeout, "socket_timeout": timeout}
     if url.startswith(SENTINEL):
         hosts, service, options = _sentinel(url)
         sentinels: Any = Sentinel(hosts, **options, **timeouts)  # type: ignore[no-untyped-call]  # redis-py 5 leaves it untyped
@@ -47,17 +49,17 @@ def arq_settings(url: str) -> RedisSettings:
     if url.startswith(SENTINEL):
         hosts, service, options = _sentinel(url)
         return RedisSettings(host=hosts, sentinel=True, sentinel_master=service, database=options.pop("db"), **options)
-    options = redis.ConnectionPool.from_url(url).connection_kwargs
-    tls = {name: value for name, value in options.items() if name in TLS_OPTIONS}
+    pool: Any = redis.ConnectionPool.from_url(url)
+    given: dict[str, Any] = pool.connection_kwargs
     return RedisSettings(
-        host=options.get("host", "localhost"),
-        port=options.get("port", 6379),
-        unix_socket_path=options.get("path"),
-        database=options.get("db", 0),
-        username=options.get("username"),
-        password=options.get("password"),
+        host=given.get("host", "localhost"),
+        port=given.get("port", 6379),
+        unix_socket_path=given.get("path"),
+        database=given.get("db", 0),
+        username=given.get("username"),
+        password=given.get("password"),
         ssl=url.startswith("rediss://"),
-        **tls,
+        **{name: given[name] for name in TLS_OPTIONS if name in given},
     )
 
 
@@ -73,6 +75,16 @@ def check_url(url: str) -> None:
         raise ValueError(
             f"it can't be read; write it as {form}, with special characters of the password as %XX"
         ) from None
+
+
+class _Pool(SentinelConnectionPool):
+    """Closes the connections to the sentinels too, which redis-py leaves open."""
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's signature
+        await super().disconnect(inuse_connections)
+        manager: Any = self.sentinel_manager
+        for sentinel in manager.sentinels:
+            await sentinel.aclose()
 
 
 def _sentinel(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:

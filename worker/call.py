@@ -43,8 +43,9 @@ async def call(work: Work, begun: Begun, session: AsyncSession, guard: Guard) ->
     Raises JobTimeout, SessionMisuse, and whatever the handler raises.
     """
     timeout, hung = work.handler.timeout, None
+    limit = asyncio.timeout(timeout.total_seconds())
     try:
-        async with asyncio.timeout(timeout.total_seconds()) as limit:
+        async with limit:
             with guard.watching(), running(current_of(work.run, begun)):
                 returned = await _run(work, begun, session)
             await session.flush()

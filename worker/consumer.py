@@ -77,7 +77,8 @@ class Worker(arq.worker.Worker):
         self._started_ms = time.time_ns() // 1_000_000
         self._next_beat = 0.0
         self._wake = asyncio.Event()
-        self._redis_away = False
+        self._away_since: float | None = None
+        self._claims_from = 0.0
         self._log = structlog.get_logger("worker.consumer")
 
     def wake(self) -> None:
@@ -120,10 +121,8 @@ class Worker(arq.worker.Worker):
                 self._say_trouble(error)
                 await self._rest(AWAY_DELAY_S)
                 continue
-            if self._redis_away:
-                self._redis_away = False
-                self._log.warning("redis_back")
-            if is_last and not taken and not self.tasks and self._engine.may_claim():
+            self._say_back()
+            if is_last and not taken and not self.tasks and self._may_claim():
                 return
             if not taken or len(self.tasks) >= self.max_jobs:
                 await self._rest(self.poll_delay_s)
@@ -135,23 +134,36 @@ class Worker(arq.worker.Worker):
         taken = 0
         for queue in self._queues:
             free = self.max_jobs - len(self.tasks)
-            if free <= 0 or self.is_stopping() or not self._engine.may_claim():
+            if free <= 0 or not self._may_claim():
                 break
             self._claims_made += 1
             claims = await self._engine.claims.take(queue, free, f"{self._name}.{self._claims_made}")
-            running_here = [claim for claim in claims if not self._start(claim)]
-            for claim in running_here:
+            strangers = [claim for claim in claims if not self._start(claim)]
+            for claim in strangers:
                 await self._engine.claims.put_back(claim, BUSY)
             taken += len(claims)
         return taken
 
+    def _may_claim(self) -> bool:
+        return not self.is_stopping() and self._engine.may_claim() and time.monotonic() >= self._claims_from
+
     def _say_trouble(self, error: Exception) -> None:
         if not isinstance(error, RedisError | OSError):
             self._engine.fault(error)
-        elif not self._redis_away:
+        elif self._away_since is None:
             reason = f"{type(error).__name__}: {error}"
             self._log.warning("redis_away", reason=reason, hint="trying until it is back")
-            self._redis_away = True
+            self._away_since = time.monotonic()
+
+    def _say_back(self) -> None:
+        if self._away_since is None:
+            return
+        self._log.warning("redis_back")
+        now, every = time.monotonic(), self._engine.leases.renew_every_s
+        if now - self._away_since > every:
+            # Leases may have run out while it was away: living workers renew theirs before anybody claims.
+            self._claims_from = now + every
+        self._away_since = None
 
     async def _rest(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -159,9 +171,9 @@ class Worker(arq.worker.Worker):
                 await self._wake.wait()
 
     def _start(self, claim: Claim) -> bool:
-        """False: the job still runs here, but its lease ran out, and it came to us again."""
+        """False: a job of this id runs here, and this is another one."""
         if claim.job_id in self.tasks:
-            return False
+            return self._engine.leases.take_over(claim)
         self._engine.leases.hold(claim)
         if claim.aborted:
             self.aborting_tasks.add(claim.job_id)
@@ -184,8 +196,7 @@ class Worker(arq.worker.Worker):
         except BaseException as error:  # noqa: BLE001 - one job's fault is no other's
             self._engine.fault(error)
             report = Report(Released("the runtime failed", OFFER_AGAIN))
-        await self._engine.leases.drop(claim)
-        await self._settle(claim, report)
+        await self._settle(await self._engine.leases.drop(claim), report)
 
     def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
         del self.tasks[job_id], self.job_tasks[job_id]

@@ -5,13 +5,16 @@ Each of them rolls the transaction back.
 
 from datetime import timedelta
 
+LONGEST_DELAY = timedelta(days=3652)
+"""Ten years: PostgreSQL's clock goes further than any job will wait, but not without end."""
+
 
 class Snooze(Exception):
     """Not now: run the job again after `delay`. Burns no attempt."""
 
     def __init__(self, delay: timedelta, reason: str = "") -> None:
-        if delay < timedelta(0):
-            raise ValueError(f"Snooze got a delay of {delay}; give a delay of zero or more.")
+        if not timedelta(0) <= delay <= LONGEST_DELAY:
+            raise ValueError(f"Snooze got a delay of {delay}; give one of zero or more, and at most ten years.")
         super().__init__(reason or f"snoozed for {delay}")
         self.delay = delay
 

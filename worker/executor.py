@@ -20,6 +20,9 @@ from worker.shield import answer_cancellation, to_its_end
 from worker.stored import as_text
 from worker.wire import UNREADABLE_NAME, Message, Unreadable, decode, restamp
 
+MAX_UNKNOWN = 1_000
+"""Names that are told of. Whoever may enqueue chooses them."""
+
 
 class Executor:
     """Runs deliveries of one app against one database."""
@@ -44,7 +47,7 @@ class Executor:
         """Carry out one delivery. Never raises for a job's sake; the outcome says what came of it."""
         raw = delivery.message
         if raw is None:
-            return Report(await self._without_message(delivery.job_id))
+            return Report(await self._without_message(delivery))
         message = decode(raw)
         if isinstance(message, Message) and message.name not in self._handlers:
             return Report(self._of_unknown_job(message.name), message)
@@ -84,16 +87,16 @@ class Executor:
     def _of_unknown_job(self, name: str) -> Released:
         """Leave it for a worker that knows it. One warning a name."""
         error = UnknownJob(name)
-        if name not in self._unknown:
+        if name not in self._unknown and len(self._unknown) < MAX_UNKNOWN:
             self._unknown.add(name)
             self._observer.fault("executor", error)
         return Released(describe(error), OFFER_AGAIN)
 
-    async def _without_message(self, job_id: str) -> Outcome:
+    async def _without_message(self, delivery: Delivery) -> Outcome:
         """The id stands in the queue but its message is gone: the sweep brings it back if PostgreSQL knows the job."""
         try:
             async with self._engine.connect() as connection:
-                if await ledger.is_known(connection, as_text(job_id)):
+                if await ledger.is_known(connection, as_text(delivery.job_id)):
                     return Released("its message is gone; the sweep sends it again", OFFER_AGAIN)
         except Exception as error:  # noqa: BLE001 - not known now; it is offered again
             if is_lost_connection(error):
@@ -101,7 +104,10 @@ class Executor:
             elif not is_expected(error):
                 self._observer.fault("executor", error)
             return Released("its message is gone, and PostgreSQL can't be asked", OFFER_AGAIN)
-        return Dead(describe(JobExpired("job expired")))
+        dead = Dead(describe(JobExpired("job expired")))
+        with self._observer.observe(Subject(delivery.job_id, UNREADABLE_NAME, delivery.queue, 0, 0)) as observation:
+            observation.ended(dead, None)
+        return dead
 
 
 def _now_ms() -> int:

@@ -33,10 +33,14 @@ class LedgerBusy(Exception):
         """Whether the same transaction may well succeed at once."""
 
 
+def _of_driver(error: BaseException) -> BaseException:
+    """The driver's own error, which SQLAlchemy wraps."""
+    return error.driver_exception if isinstance(error, DBAPIError) else error
+
+
 def sqlstate(error: BaseException) -> str:
     """The SQLSTATE of `error`, SQLAlchemy's or asyncpg's; empty where it has none."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return str(getattr(cause, "sqlstate", None) or "")
+    return str(getattr(_of_driver(error), "sqlstate", None) or "")
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -46,13 +50,19 @@ def is_conflict(error: BaseException) -> bool:
 
 def is_lost_connection(error: BaseException) -> bool:
     """The connection to PostgreSQL is gone or was never made. A handler's own network errors are not meant."""
-    if isinstance(error, DatabaseAway | FateUnknown):
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    if isinstance(cause, asyncpg.InterfaceError | asyncpg.PostgresError) or isinstance(error, DBAPIError):
-        invalidated = isinstance(error, DBAPIError) and error.connection_invalidated
-        return invalidated or sqlstate(error).startswith(LOST_STATES) or "connection is closed" in str(cause)
-    return False
+    match _of_driver(error):
+        case DatabaseAway() | FateUnknown():
+            return True
+        case asyncpg.InternalClientError():  # the server's farewell was met in the middle of something
+            return True
+        case asyncpg.InterfaceError() as cause:
+            return "connection is closed" in str(cause)
+        case asyncpg.PostgresError():
+            return sqlstate(error).startswith(LOST_STATES)
+        case _:
+            return False
 
 
 def is_expected(error: BaseException) -> bool:

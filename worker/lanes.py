@@ -84,7 +84,8 @@ with due as (
     from ranked where place = 1
 )
 update worker.outbox as o set due_at = kept.earliest,
-    sent_epoch = case when may_go then cast(:epoch as bigint) end, sent_at = case when may_go then clock_timestamp() end,
+    sent_epoch = case when may_go then cast(:epoch as bigint) end,
+    sent_at = case when may_go then clock_timestamp() end,
     enqueued_ms = case when not may_go or o.enqueued_ms = 0 then o.enqueued_ms
         else greatest(o.enqueued_ms, last_ms + 1) end
 from kept where o.seq = kept.seq returning {COLUMNS}

@@ -17,6 +17,8 @@ from worker.broker import connect_blocking
 from worker.claim import Claim
 
 RENEWALS_PER_LEASE = 3
+AWAY_RETRY_S = 0.25
+"""Between tries while Redis is away."""
 
 # A missing key was wiped: it is restored, so that a job which is sent again doesn't start twice. Another's token means
 # that the lease was lost. Answers with the places of those, from 1.
@@ -76,6 +78,8 @@ class Leases:
         self._stop = threading.Event()
         self._renewing = threading.Event()
         self._away = False
+        self.are_overdue = False
+        """Whether a job outlived its timeout and its grace."""
         self._thread = threading.Thread(target=self._renew_until_stopped, name="ratchet-leases", daemon=True)
         self._log = structlog.get_logger("worker.lease")
 
@@ -105,20 +109,33 @@ class Leases:
             if claim.raw_id in self._held:
                 self._held[claim.raw_id].deadline = time.monotonic() + timeout.total_seconds() + self._grace_s
 
-    async def drop(self, claim: Claim) -> None:
-        """Renew this one no more; it is about to be settled.
+    def take_over(self, claim: Claim) -> bool:
+        """A lease had run out, and its job, which still runs here, was claimed anew: renew that claim from now on.
+
+        False: it is another job of the same id, or the one that ran here is about to be settled.
+        """
+        with self._lock:
+            held = self._held.get(claim.raw_id)
+            if held is None or held.claim.message != claim.message:
+                return False
+            held.claim = claim
+            return True
+
+    async def drop(self, claim: Claim) -> Claim:
+        """Renew this one no more; it is about to be settled. Returns the claim that it is held by.
 
         Waits for a renewal that is under way: it would take a settled job's missing key for one that was wiped.
         """
         with self._lock:
-            self._held.pop(claim.raw_id, None)
+            held = self._held.pop(claim.raw_id, None)
         while self._renewing.is_set():  # noqa: ASYNC110 - a thread's event, set for a millisecond in five seconds
             await asyncio.sleep(0.001)
+        return held.claim if held else claim
 
     def _renew_until_stopped(self) -> None:
         # A server that doesn't answer is given up early enough for another renewal within the lease.
         client = connect_blocking(self._redis_url, timeout=self.renew_every_s / 2)
-        renew: Any = client.register_script(RENEW)
+        renew: Any = client.register_script(RENEW)  # sends nothing yet
         due = time.monotonic() + self.renew_every_s
         while not self._stop.wait(max(0.0, due - time.monotonic())):
             due = time.monotonic() + self.renew_every_s
@@ -135,6 +152,9 @@ class Leases:
                 self._fault(error)
             finally:
                 self._renewing.clear()
+            if self._away:
+                # Leases may have run out meanwhile. Renewed at once, they are ours again before anybody claims.
+                due = time.monotonic() + min(AWAY_RETRY_S, self.renew_every_s)
         client.close()
 
     def _renew(self, renew: Any) -> None:
@@ -145,11 +165,14 @@ class Leases:
         for one in overdue:
             self._say(one, "job_overdue", "it neither ended nor let itself be cancelled; the process ends")
         if overdue:
+            self.are_overdue = True
             self._recycle()
         live = [one for one in held if one.deadline >= now]
-        if live:
+        if not live:
+            self._away = False
+        else:
             arguments = [part for one in live for part in (one.claim.raw_id, one.claim.token, one.claim.queue)]
-            lost = renew(keys=[], args=[self._lease_ms, *arguments])
+            lost: list[int] = renew(keys=[], args=[self._lease_ms, *arguments])
             self._away = False
             for place in lost:
                 self._say(live[place - 1], "lease_lost", "another worker has it; the run's lock decides")

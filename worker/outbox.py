@@ -36,7 +36,8 @@ def enqueue(
 
     - `key` coalesces pending work of one job name: after each commit at least one run begins that sees it, with the
       newest payload and the earliest due time, and at most one waits behind the one that runs.
-    - `job_id` is an idempotency key: the same id again is a Duplicate for as long as its run is kept.
+    - `job_id` is an idempotency key over all job names: the same id again, under another name too, is a Duplicate for
+      as long as its run is kept.
     - `delay` counts from the commit's own transaction start, by PostgreSQL's clock; `at` is an aware time.
 
     Raises ValueError for arguments that exclude each other, a naive `at`, or a payload over 1 MiB.

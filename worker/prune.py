@@ -35,10 +35,12 @@ class Prune(Job, name="worker.prune"):
     keep_for: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(days=3_650))] = timedelta(days=30)
 
 
+# One whose `job_id` was enqueued again stays until that is known for a duplicate.
 _OLD = text("""
 select id, enqueued_ms, from_outbox from worker.run
 where status in ('completed', 'cancelled', 'discarded') and finished_at < now() - cast(:keep_for as interval)
     and (id, enqueued_ms) > (:id, :ms)
+    and not exists (select from worker.outbox as row where row.id = run.id and row.enqueued_ms = run.enqueued_ms)
 order by id, enqueued_ms limit :size
 """)
 _DELETE = text("""
@@ -77,13 +79,21 @@ async def prune(
 
 
 async def delivered_in(redis_url: Callable[[], str], runs: Sequence[RunKey]) -> set[RunKey]:
-    """Ask Redis, on a connection of its own. A message with another enqueue time is another job's."""
-    redis = connect_broker(redis_url())
-    try:
-        messages: list[bytes | None] = await redis.mget([JOB_KEY + run.job_id for run in runs])
-    finally:
-        await redis.aclose()
-    return {run for run, raw in zip(runs, messages, strict=True) if raw and decode(raw).enqueued_ms == run.enqueued_ms}
+    """Ask Redis, on a connection of its own. A message with another enqueue time is another job's.
+
+    Few are there, and one may have 1 MiB: those that are come one after another.
+    """
+    delivered: set[RunKey] = set()
+    async with connect_broker(redis_url()) as redis:
+        async with redis.pipeline(transaction=False) as pipe:
+            for run in runs:
+                pipe.type(JOB_KEY + run.job_id)
+            types: list[bytes] = await pipe.execute()
+        for run in (run for run, kind in zip(runs, types, strict=True) if kind == b"string"):
+            raw: bytes | None = await redis.get(JOB_KEY + run.job_id)
+            if raw and decode(raw).enqueued_ms == run.enqueued_ms:
+                delivered.add(run)
+    return delivered
 
 
 def handlers(redis_url: Callable[[], str]) -> tuple[AnyHandler, ...]:

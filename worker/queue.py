@@ -55,6 +55,9 @@ class Queue:
     ) -> str | None:
         """Send `job` and return its id; None where that id is queued already or has a result, as in arq.
 
+        A chosen `job_id` is deduplicated only while its message or its result (WORKER_KEEP_RESULT) is in Redis; that of
+        `worker.outbox.enqueue` for as long as the run is kept.
+
         Raises ValueError for both delay and at, a naive `at`, or a payload over 1 MiB; redis's errors where it is away.
         """
         at = checked_at(delay, at)

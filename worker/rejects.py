@@ -1,7 +1,7 @@
 """Rows of an input file that were refused: kept in the chunk's transaction, written to a file once, at the end."""
 
 import csv
-import os
+from io import TextIOWrapper
 from pathlib import Path
 
 from sqlalchemy import func, insert, select
@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.models import Reject
 from worker.run import current_run
+from worker.whole import written_whole
 
 
 async def keep_rejects(session: AsyncSession, rejects: list[tuple[int, str, bytes]]) -> None:
@@ -27,24 +28,22 @@ async def keep_rejects(session: AsyncSession, rejects: list[tuple[int, str, byte
 async def write_rejects(session: AsyncSession, target: Path) -> int:
     """Write the current run's rejects to `target` as CSV (line, reason, row) and return how many there are.
 
-    The file appears whole or not at all: temporary name, fsync, rename. It may be written again if the commit fails;
-    it then holds the same rows. No file is written where there are no rejects.
+    The file appears whole or not at all. It may be written again if the commit fails; it then holds the same rows.
+    No file is written where there are no rejects.
     """
     run = current_run()
     mine = (Reject.id == run.job_id) & (Reject.enqueued_ms == run.enqueued_ms)
     count = (await session.execute(select(func.count()).select_from(Reject).where(mine))).scalar_one()
     if not count:
         return 0
-    draft = target.with_name(f".{target.name}.part")
-    with draft.open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
+    with written_whole(target) as file:
+        text = TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        out = csv.writer(text)
         out.writerow(("line", "reason", "row"))
         rows = await session.stream(
             select(Reject.line, Reject.reason, Reject.row).where(mine).order_by(Reject.line, Reject.seq)
         )
         async for line, reason, row in rows:
             out.writerow((line, reason, row.decode("utf-8", "backslashreplace").rstrip("\r\n")))
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(target)
+        text.detach()
     return count

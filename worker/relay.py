@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.availability import Availability
-from worker.database import connect
+from worker.database import DatabaseAway, connect
 from worker.epoch import current_epoch
 from worker.faults import LOCK_NOT_AVAILABLE, is_expected, is_lost_connection, sqlstate
 from worker.push import Batch, Pusher
@@ -21,6 +21,8 @@ from worker.reporting.observer import Observer
 from worker.sweep import Sweep
 
 CHANNEL = "ratchet_outbox"
+ROUNDS = 20
+"""Batches of each lane before a page of the sweep has its turn."""
 LISTEN_AGAIN_S = 1.0
 UNIQUE_VIOLATION = "23505"
 
@@ -79,31 +81,34 @@ class Relay:
         """Send until cancelled. Outlives both servers' absence."""
         while True:
             self._wake.clear()
-            resent = None
+            has_more = False
             try:
-                await self.drain()
-                resent = await self._sweep.step()
+                sent, resent = await self.drain(), await self._sweep.step()
+                self._tell(resent or 0)
+                has_more = sent > 0 or resent is not None
                 self._has_trouble = False
             except Exception as error:  # noqa: BLE001 - the relay must go on; what is unexpected is reported
                 await self._say(error)
-            if resent is None:
+            if not has_more:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._pace.poll.total_seconds()):
                         await self._wake.wait()
-            else:
-                self._tell(resent)  # and go on at once: the sweep has more pages
 
     async def drain(self) -> int:
-        """Send everything that may be sent now. Returns how many jobs reached Redis. Callers take turns."""
-        total, found, refused = 0, 1, dict[int, str]()
+        """Send what may be sent now, for as long as there is something; after ROUNDS batches others have their turn.
+
+        Returns how many jobs reached Redis. Callers wait for each other.
+        """
+        total, refused = 0, dict[int, str]()
         async with self._drains:
             try:
-                while found:
-                    found = 0
-                    for batch in await self._batches(refused):
-                        found += batch.found
+                for _ in range(ROUNDS):
+                    batches = await self._batches(refused)
+                    for batch in batches:
                         total += self._tell(batch.sent)
                         refused |= batch.refused
+                    if not any(batch.found for batch in batches):
+                        break
             except Exception as error:
                 if not _is_contention(error):
                     self._sweep.want()
@@ -153,15 +158,24 @@ async def listen(url: str, wake: Callable[[], None], application: str) -> None:
     def on_notify(*_: Any) -> None:
         wake()
 
+    log, is_lost = structlog.get_logger("worker.relay"), False
     while True:
-        with suppress(Exception):  # away or refusing: the relay's poll is the net, and says so
+        try:
             connection = await connect(url, application)
             ended = asyncio.Event()
             try:
                 connection.add_termination_listener(lambda _, ended=ended: ended.set())
                 await connection.add_listener(CHANNEL, on_notify)
                 wake()
+                if is_lost:
+                    log.warning("listening_again")
+                is_lost = False
                 await ended.wait()
             finally:
                 connection.terminate()
+        except Exception as error:  # noqa: BLE001 - away or refusing; the relay's poll is the net
+            if not is_lost:
+                reason = str(error) if isinstance(error, DatabaseAway) else type(error).__name__
+                log.warning("not_listening", reason=reason, hint="jobs wait for the relay's poll meanwhile")
+            is_lost = True
         await asyncio.sleep(LISTEN_AGAIN_S)

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from datetime import timedelta
 
-from worker.errors import Permanent
+from worker.errors import LONGEST_DELAY, Permanent
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,10 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise ValueError(f"RetryPolicy got attempts={self.attempts}; a job needs at least 1.")
-        if self.base < timedelta(0) or self.cap < timedelta(0) or self.factor < 1:
-            raise ValueError("RetryPolicy needs base and cap of zero or more, and a factor of at least 1.")
+        if self.base < timedelta(0) or not timedelta(0) <= self.cap <= LONGEST_DELAY or self.factor < 1:
+            raise ValueError(
+                "RetryPolicy needs a base of at least zero, a cap of zero to ten years, and a factor of at least 1."
+            )
 
     def is_hopeless(self, error: BaseException, failures: int) -> bool:
         """Whether `error`, the `failures`-th one (from 1), leaves nothing to try."""

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ async def services(app: App, settings: Settings, observer: Observer, *, pushed: 
 async def run_worker(app: App, settings: Settings, observer: Observer, *, burst: bool = False) -> None:
     """Consume until SIGTERM or SIGINT; in burst mode, until nothing that this worker knows is due.
 
-    Both servers may be away, now and at any time: it waits for them.
+    Both servers may be away, now and at any time: it waits for them. Raises SystemExit where a job outlived its timeout
+    and its grace, and the process has to go.
     """
     worker: Worker | None = None
 
@@ -99,6 +101,13 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
                 await parts.availability.check()
                 return True
 
+        leases = Leases(
+            settings.redis_url.get_secret_value(),
+            lease,
+            grace + lease,
+            recycle=end_this_process(grace),
+            fault=partial(observer.fault, "lease"),
+        )
         worker = Worker(
             arq_functions(app),
             engine=Engine(
@@ -108,13 +117,7 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
                 refill=refill,
                 fault=partial(observer.fault, "consumer"),
                 abandon=partial(os._exit, os.EX_SOFTWARE),
-                leases=Leases(
-                    settings.redis_url.get_secret_value(),
-                    lease,
-                    max(grace, lease),
-                    recycle=end_this_process(grace),
-                    fault=partial(observer.fault, "lease"),
-                ),
+                leases=leases,
                 claims=Claims(parts.redis, lease),
             ),
             queues=settings.queues,
@@ -128,6 +131,8 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
             health_check_interval=BEAT_EVERY_S,
         )
         await worker.serve()
+    if leases.are_overdue:
+        sys.exit(os.EX_SOFTWARE)  # it ended in order, but a supervisor that restarts failures alone must restart it
 
 
 def arq_functions(app: App) -> list[Function]:

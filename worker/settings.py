@@ -26,7 +26,9 @@ class SettingsError(ValueError):
 class Settings(BaseSettings):
     """Everything that can be set. Times are in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="WORKER_", extra="ignore", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="WORKER_", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
+    )
 
     database_url: SecretStr = Field(validation_alias="DATABASE_URL")
     redis_url: SecretStr = Field(SecretStr(DEFAULT_REDIS_URL), validation_alias="REDIS_URL")
@@ -130,7 +132,8 @@ def _sentence(field: str, kind: str, message: str) -> str:
     text = message.removeprefix("Value error, ")
     if not field:
         return text
-    name = field if field.isupper() else f"WORKER_{field.upper()}"
+    alias = Settings.model_fields[field].validation_alias if field in Settings.model_fields else field
+    name = str(alias or f"WORKER_{field.upper()}")
     if kind == "missing":
         return f"{name} is not set; set it, for example {name}=postgresql://user@host/database."
     return f"{name} can't be used: {text[0].lower()}{text[1:].rstrip('.')}."

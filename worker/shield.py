@@ -1,7 +1,7 @@
 """Cancellation, and what must be done in spite of it."""
 
 import asyncio
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -15,6 +15,21 @@ async def to_its_end(coroutine: Coroutine[Any, Any, T]) -> T:
         with suppress(asyncio.CancelledError):
             await asyncio.wait((task,))
     return task.result()
+
+
+async def in_thread(function: Callable[..., T], *arguments: object) -> T:
+    """Run `function` in a thread. A cancellation is raised only when it has ended.
+
+    So no thread goes on writing to what its caller is closing.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait((task,))
+        raise
 
 
 def is_cancelled() -> bool:

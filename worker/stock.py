@@ -3,6 +3,7 @@
 arq's command always builds arq's own Worker, so the jobs appear as plain arq functions that look their message up.
 """
 
+import asyncio
 import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -18,6 +19,7 @@ from worker.broker import arq_settings
 from worker.delivery import Delivery, NoHold, Report
 from worker.executor import Executor
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Released, Retrying, Snoozed, Yielded
+from worker.reporting.logs import tell_loop_errors
 from worker.reporting.start import start_reporting
 from worker.runtime import services
 from worker.settings import DEFAULT_CONCURRENCY, DEFAULT_REDIS_URL, load_settings
@@ -52,7 +54,7 @@ def worker_settings(app: App, environment: Mapping[str, str] = os.environ) -> di
 
 def _redis_settings(environment: Mapping[str, str]) -> RedisSettings:
     try:
-        return arq_settings(environment.get("REDIS_URL", DEFAULT_REDIS_URL))
+        return arq_settings(environment.get("REDIS_URL") or DEFAULT_REDIS_URL)
     except (ValueError, TypeError):
         return RedisSettings()  # the worker doesn't start: its settings are refused
 
@@ -75,13 +77,15 @@ async def _start(app: App, ctx: dict[str, Any]) -> None:
     stack = AsyncExitStack()
     settings = load_settings()
     observers = start_reporting(settings, app.schedule)
+    tell_loop_errors(asyncio.get_running_loop())
     parts = await stack.enter_async_context(services(app, settings, observers, pushed=lambda: None))
     ctx[SERVICES] = (stack, parts.executor)
 
 
 async def _stop(ctx: dict[str, Any]) -> None:
-    stack, _ = ctx[SERVICES]
-    await stack.aclose()
+    if SERVICES in ctx:  # arq asks for a shutdown after a start that failed, too
+        stack, _ = ctx[SERVICES]
+        await stack.aclose()
 
 
 async def _run_stock(ctx: dict[str, Any], /, *_args: Any, **_payload: Any) -> Any:

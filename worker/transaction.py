@@ -91,7 +91,7 @@ async def _mark(connection: AsyncConnection, work: Work, begun: ledger.Begun, re
         raise Permanent(
             f"The chunked handler of {work.run.name} returned {type(returned).__name__}; return chunk.step(…)."
         )
-    step: Step[Any] = returned
+    step: Step[Any] = returned  # pyright: ignore[reportUnknownVariableType]  # isinstance can't tell its parameter
     dumped = None if step.cursor is None else work.handler.codec.dump_python(step.cursor, mode="json")
     cursor, counts = as_jsonb(dumped, "cursor"), as_jsonb(step.added_to(begun.counts), "counts")
     await ledger.advance(connection, work.run, begun, cursor=cursor, counts=counts, done=step.done, total=step.total)

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.database import APPLICATION, LOCK_TIMEOUT_MS
+from worker.shield import is_cancelled, to_its_end
 
 LOOK_EVERY_S = 0.1
 
@@ -48,20 +49,26 @@ class Zombies:
             yield
         finally:
             self._waiting.discard(waiting)
-            if not self._waiting and self._ending is not None:
-                ending, self._ending = self._ending, None
-                ending.cancel()
-                await asyncio.wait((ending,))
+            if not self._waiting:
+                await self._stop()
+
+    async def _stop(self) -> None:
+        ending, self._ending = self._ending, None
+        if ending is not None:
+            ending.cancel()
+            await asyncio.wait((ending,))
 
     async def _end_blockers(self) -> None:
         try:
             async with self._engine.connect() as plain:
                 connection = await plain.execution_options(isolation_level="AUTOCOMMIT")
-                while True:
-                    limits = {"application": APPLICATION, "waited": LOCK_TIMEOUT_MS / 1000}
-                    ended = await connection.execute(_END, {"waiting": list(self._waiting), **limits})
+                limits = {"application": APPLICATION, "waited": LOCK_TIMEOUT_MS / 1000}
+                while not is_cancelled():
+                    # The one that waited goes on before we have our answer, and then ends this task.
+                    ended = await to_its_end(connection.execute(_END, {"waiting": list(self._waiting), **limits}))
                     if ended.rowcount:
                         self._log.warning("zombie_ended", backends=ended.rowcount)
-                    await asyncio.sleep(LOOK_EVERY_S)
+                    elif not is_cancelled():
+                        await asyncio.sleep(LOOK_EVERY_S)
         except Exception as error:  # noqa: BLE001 - the jobs are put back and offered again; say why nothing moves
             self._log.warning("zombie_not_ended", error=type(error).__name__)

@@ -6,6 +6,7 @@ Its handlers say `began` in the log.
 import asyncio
 import os
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from worker.handler import Handler
 from worker.job import Job
 from worker.stock import worker_settings
 
+BRIEF = timedelta(milliseconds=100)
+
 
 class Wait(Job, name="wait"):
     """Leaves an effect and waits for an advisory lock, which the test holds until it may go on."""
@@ -28,6 +31,10 @@ class Wait(Job, name="wait"):
 
 class Deaf(Job, name="deaf"):
     """Lets nobody cancel it."""
+
+
+class Stubborn(Job, name="stubborn"):
+    """Doesn't let its timeout cancel it, but what comes after that."""
 
 
 class Stuck(Job, name="stuck"):
@@ -50,6 +57,13 @@ async def deaf(job: Deaf, session: AsyncSession) -> None:
             continue
 
 
+async def stubborn(job: Stubborn, session: AsyncSession) -> None:
+    _say_began()
+    with suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    await asyncio.Event().wait()
+
+
 async def stuck(job: Stuck, session: AsyncSession) -> None:
     await leave_effect(session)
     marker = Path(os.environ["WORKER_FILES_DIR"]) / "was-stuck"
@@ -57,7 +71,7 @@ async def stuck(job: Stuck, session: AsyncSession) -> None:
         marker.touch()
         _say_began()
         while True:
-            time.sleep(60)
+            time.sleep(60)  # noqa: ASYNC251 - that's what is wrong with it
 
 
 def _say_began() -> None:
@@ -68,7 +82,8 @@ app = App(
     handlers=(
         Handler(Wait, wait),
         Handler(Deaf, deaf),
-        Handler(Stuck, stuck, timeout=timedelta(milliseconds=100)),
+        Handler(Stubborn, stubborn, timeout=BRIEF),
+        Handler(Stuck, stuck, timeout=BRIEF),
     )
 )
 WorkerSettings = worker_settings(app)

@@ -6,6 +6,8 @@ import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pytest
 from arq.connections import ArqRedis
@@ -15,14 +17,14 @@ from structlog.testing import capture_logs
 
 from tests.consumer.redis_proxy import RedisProxy
 from tests.consumer.told import Told
+from tests.support.leaks import connection_leaks
 from worker.app import App
 from worker.broker import connect_broker
 from worker.database import create_engine
-from worker.dev import EmbeddedValkey
+from worker.dev import EmbeddedPostgres, EmbeddedValkey
 from worker.handler import AnyHandler
 from worker.runtime import run_worker
 from worker.settings import load_settings
-
 
 
 class RunningWorker(Told):
@@ -53,6 +55,40 @@ class Burst(Protocol):
         ...
 
 
+# What a test may have left. Who relayed to which Redis is forgotten too: the next test's is empty.
+EMPTY = """
+DO $$
+DECLARE name text;
+BEGIN
+    FOR name IN SELECT format('%I.%I', schemaname, tablename) FROM pg_tables
+        WHERE schemaname IN ('worker', 'public') AND tablename NOT IN ('relay_state', 'alembic_version')
+    LOOP EXECUTE 'ALTER TABLE ' || name || ' DISABLE TRIGGER ALL; DELETE FROM ' || name || '; ALTER TABLE ' || name || ' ENABLE TRIGGER ALL'; END LOOP;
+    UPDATE worker.relay_state SET epoch = 1, marker = NULL, redis_run_id = NULL, raised_at = NULL;
+END $$
+"""
+
+
+@pytest.fixture(scope="session")
+def shared_url(postgres: EmbeddedPostgres, template: str) -> str:
+    """One database for all, which each test leaves empty: to copy one takes longer than most tests do."""
+    name = f"consumer_{uuid4().hex}"
+    postgres.psql(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+    postgres.psql("CREATE TABLE effect (job_id text)", database=name)
+    return postgres.database_url(name)
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres, shared_url: str) -> Iterator[str]:
+    """Give the shared database. Every connection to it must be closed when the test ends."""
+    name = urlsplit(shared_url).path.strip("/")
+    yield shared_url
+    if not postgres.is_running():
+        postgres.start()
+    leaks = connection_leaks(postgres, name)
+    postgres.psql(EMPTY, database=name)
+    assert leaks == []
+
+
 @pytest.fixture
 def settings(database_url: str, redis_url: str) -> dict[str, Any]:
     """Overrides of the settings: quick looks, and the shortest lease there is."""
@@ -69,7 +105,7 @@ def settings(database_url: str, redis_url: str) -> dict[str, Any]:
 
 @pytest.fixture
 def work(settings: dict[str, Any]) -> Work:
-    """Give a worker that runs until the block ends: `async with work(Handler(…), concurrency=1) as worker`."""
+    """Run a worker in this process until the block ends; takes handlers, and settings by name."""
 
     @asynccontextmanager
     async def running(*handlers: AnyHandler, **overrides: Any) -> AsyncGenerator[RunningWorker]:
@@ -119,10 +155,8 @@ async def session(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
 
 
 @pytest.fixture
-async def effects(engine: AsyncEngine) -> Effects:
-    """Make the table in which jobs leave their effects, and give what lists their ids."""
-    async with engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE effect (job_id text)"))
+def effects(engine: AsyncEngine) -> Effects:
+    """Give what lists the ids of the jobs whose effects are committed."""
 
     async def committed() -> list[str]:
         async with engine.begin() as connection:

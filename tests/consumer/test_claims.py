@@ -137,13 +137,11 @@ def test_two_overlong_ids_are_two_in_the_ledger() -> None:
     assert readable_id(b"x" * 2000).startswith("x" * 100)
 
 
-async def test_keys_of_a_wrong_type_or_value_keep_no_other_job_from_being_claimed(
-    redis: Redis, claims: Claims
-) -> None:
-    await redis.hset("arq:job:hash", "a", "b")
-    await redis.zadd(QUEUE, {"hash": 1})
+async def test_keys_of_a_wrong_type_or_value_keep_no_other_job_from_being_claimed(redis: Redis, claims: Claims) -> None:
+    await redis.zadd("arq:job:set", {"a": 1})
+    await redis.zadd(QUEUE, {"set": 1})
     await put(redis, "list", due_ms=2)
-    await redis.rpush("arq:retry:list", "x")
+    await redis.zadd("arq:retry:list", {"a": 1})
     await put(redis, "text", due_ms=3)
     await redis.set("arq:retry:text", "many")
     await put(redis, "huge", due_ms=4)
@@ -153,7 +151,7 @@ async def test_keys_of_a_wrong_type_or_value_keep_no_other_job_from_being_claime
     await redis.set("arq:retry:good", "3")
     taken = await claims.take(QUEUE, 9, "me")
     assert [(claim.job_id, claim.failures) for claim in taken] == [
-        ("always", 0), ("hash", 0), ("list", 0), ("text", 0), ("huge", 0), ("good", 3),
+        ("always", 0), ("set", 0), ("list", 0), ("text", 0), ("huge", 0), ("good", 3),
     ]  # fmt: skip
     assert taken[0].due_ms == 0
     assert taken[1].message is None

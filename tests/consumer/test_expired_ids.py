@@ -10,9 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tests.consumer.conftest import Burst, Effects, Work
 from tests.consumer.jobs import PING, Ping, calling
 from tests.support.waiting import wait_until
-from worker.claim import Claims
+from worker.claim import Claim, Claims
 from worker.errors import Snooze
-from worker.executor import Executor
 from worker.outbox import enqueue
 from worker.outcome import Completed
 from worker.queue import Queue
@@ -66,12 +65,12 @@ async def test_a_job_that_gets_the_id_meanwhile_is_not_taken_for_the_expired_one
     """It is enqueued after the claim, and before the answer to Redis."""
     finish = Claims.finish
 
-    async def later(self: Claims, *args: object) -> bool:
-        if monkeypatch_once.pop():
+    async def later(self: Claims, claim: Claim, result: bytes, keep: timedelta) -> bool:
+        if expired.pop():
             assert await arq.enqueue_job("ping", _job_id="again", n=5)
-        return await finish(self, *args)
+        return await finish(self, claim, result, keep)
 
-    monkeypatch_once = [False, True]
+    expired = [False, True]
     monkeypatch.setattr(Claims, "finish", later)
     await arq.zadd("arq:queue", {"again": 1})
     async with work(PING) as worker:

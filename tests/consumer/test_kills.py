@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from jobs.orders.contracts import ImportOrders, PayOrder
 from jobs.orders.models import Order, OrderLine
 from jobs.users.models import User
 from tests.conftest import StartWorker
-from tests.consumer.app import Deaf, Stuck, Wait
+from tests.consumer.app import Deaf, Stubborn, Stuck, Wait
 from tests.consumer.conftest import Effects
 from tests.consumer.redis_proxy import RedisProxy, sha_of
 from tests.support.processes import WorkerProcess
@@ -46,7 +46,7 @@ def locked(engine: AsyncEngine) -> Locked:
     """Hold the lock for which handlers wait, until the block ends."""
 
     @asynccontextmanager
-    async def hold() -> AsyncIterator[None]:
+    async def hold() -> AsyncGenerator[None]:
         async with engine.begin() as connection:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
             yield
@@ -60,21 +60,17 @@ async def enqueued(session: AsyncSession, job: Any) -> str:
     return job_id
 
 
-async def test_a_stopped_worker_ends_with_exit_code_0_and_hands_its_job_back(
+async def test_a_worker_that_is_told_to_stop_hands_its_job_back_and_ends_with_exit_code_0(
     arq: ArqRedis, session: AsyncSession, start_worker: StartWorker, locked: Locked, effects: Effects
 ) -> None:
     job_id = await enqueued(session, Wait(lock=LOCK))
     async with locked():
-        first = await start_worker(**ENV)
-        await first.wait_for("began")
-        assert await first.stop() == 0
-        assert await arq.exists(f"arq:in-progress:{job_id}") == 0
-        assert await effects() == []
-        second = await start_worker(**ENV)
-        await second.wait_for("began")
-    await second.wait_for("completed", job_id=job_id, attempt=1)
-    assert await effects() == [job_id]
-    assert await second.stop() == 0
+        worker = await start_worker(**ENV)
+        await worker.wait_for("began")
+        assert await worker.stop() == 0
+    assert await arq.exists(f"arq:in-progress:{job_id}") == 0
+    assert await arq.zscore("arq:queue", job_id) is not None
+    assert await effects() == []
 
 
 async def test_a_killed_workers_job_runs_elsewhere_when_its_lease_has_run_out(
@@ -193,29 +189,20 @@ async def test_a_worker_that_was_frozen_in_mid_transaction_loses_its_backend_and
     assert await frozen.stop() == 0
 
 
-async def test_a_process_that_its_job_holds_up_ends_itself_and_the_job_goes_on_elsewhere(
+async def test_a_process_that_its_job_holds_up_ends_itself_with_an_error_and_the_job_goes_on_elsewhere(
     session: AsyncSession, start_worker: StartWorker, effects: Effects
 ) -> None:
-    """One job blocks the event loop beyond its timeout, another one lets nobody cancel it."""
-    stuck = enqueue(session, Stuck(), queue="stuck")
-    deaf = enqueue(session, Deaf(), queue="deaf")
+    """One job blocks the event loop beyond its timeout, one ignores its timeout, one lets nobody cancel it."""
+    jobs = {"stuck": Stuck(), "stubborn": Stubborn(), "deaf": Deaf()}
+    ids = {name: enqueue(session, job, queue=name) for name, job in jobs.items()}
     await session.commit()
-    stuck_worker = await start_worker(**ENV, WORKER_QUEUES="stuck")
-    deaf_worker = await start_worker(**ENV, WORKER_QUEUES="deaf")
-    await deaf_worker.wait_for("began")
-    deaf_worker.signal(signal.SIGTERM)
-    await stuck_worker.wait_for("job_overdue", job_id=stuck)
-    assert await stuck_worker.wait() == os.EX_SOFTWARE
+    workers = {name: await start_worker(**ENV, WORKER_QUEUES=name) for name in jobs}
+    await workers["deaf"].wait_for("began")
+    workers["deaf"].signal(signal.SIGTERM)
+    for name in ("stuck", "stubborn"):
+        await workers[name].wait_for("job_overdue", job_id=ids[name])
+    await workers["deaf"].wait_for("jobs_ignore_cancellation", job_ids=[ids["deaf"]])
+    assert [await worker.wait() for worker in workers.values()] == [os.EX_SOFTWARE] * 3
     another = await start_worker(**ENV, WORKER_QUEUES="stuck")
-    await another.wait_for("completed", job_id=stuck)
-    assert await effects() == [stuck]
-    await deaf_worker.wait_for("jobs_ignore_cancellation", job_ids=[deaf])
-    assert await deaf_worker.wait() == os.EX_SOFTWARE
-
-
-async def test_a_signal_ends_a_worker_that_waits_for_its_servers(start_worker: StartWorker) -> None:
-    away = {"PostgreSQL": {"DATABASE_URL": "postgresql://127.0.0.1:1/none"}, "Redis": {"REDIS_URL": "redis://127.0.0.1:1"}}
-    workers = {server: await start_worker(**{**ENV, **url}) for server, url in away.items()}
-    for server, worker in workers.items():
-        await worker.wait_for("waiting_for_server", server=server)
-        assert await worker.stop() == 0
+    await another.wait_for("completed", job_id=ids["stuck"])
+    assert await effects() == [ids["stuck"]]

@@ -1,10 +1,9 @@
-"""DESIGN §4, Lease: renewed from where a blocked loop doesn't stop it, restored after a wipe, ended with the job's time."""
+"""DESIGN §4, Lease: renewed where a blocked loop doesn't stop it, restored after a wipe, ended with the job's time."""
 
 import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from datetime import timedelta
 
 import pytest
@@ -17,8 +16,6 @@ from tests.consumer.jobs import PING, Gate, Ping, calling
 from tests.consumer.redis_proxy import RedisProxy
 from tests.support.waiting import wait_until
 from worker.claim import Claim, Claims
-from worker.delivery import Delivery, Report
-from worker.executor import Executor
 from worker.lease import Leases
 from worker.outcome import Completed
 from worker.queue import Queue
@@ -61,7 +58,7 @@ async def renewed(redis: Redis, claim: Claim) -> None:
     before = await redis.zscore(claim.queue, claim.job_id)
 
     async def has_moved() -> bool:
-        return await redis.zscore(claim.queue, claim.job_id) != before
+        return bool(await redis.zscore(claim.queue, claim.job_id) != before)
 
     await wait_until(has_moved)
 
@@ -78,12 +75,10 @@ async def test_all_jobs_are_renewed_in_one_call(redis: Redis, leases: Leases) ->
     for claim in claims:
         leases.hold(claim)
     scores = await redis.zrange("arq:queue", 0, -1, withscores=True)
-    async with redis.monitor() as monitor, aclosing(monitor.listen()) as commands:
-        async with asyncio.timeout(5):
-            async for command in commands:
-                if "EVALSHA" in command["command"]:
-                    assert all(f"{claim.job_id} {claim.token}" in command["command"] for claim in claims)
-                    break
+    async with redis.monitor() as monitor, asyncio.timeout(5):
+        while "EVALSHA" not in (seen := await monitor.next_command())["command"]:
+            pass
+    assert all(f"{claim.job_id} {claim.token}" in seen["command"] for claim in claims)
     await renewed(redis, claims[0])
     after = await redis.zrange("arq:queue", 0, -1, withscores=True)
     assert all(new > old for (_, old), (_, new) in zip(scores, after, strict=True))
@@ -99,7 +94,7 @@ async def test_a_missing_in_progress_key_is_restored_with_the_same_token(redis: 
     await redis.flushall()
 
     async def is_restored() -> bool:
-        return await redis.get("arq:in-progress:a") == claim.token.encode()
+        return bool(await redis.get("arq:in-progress:a") == claim.token.encode())
 
     await wait_until(is_restored)
     assert await redis.zcard("arq:queue") == 0  # what is sent again is the relay's matter
@@ -116,7 +111,7 @@ async def test_anothers_key_is_left_alone_and_the_loss_is_said_once(
     for _ in range(3):
         await renewed(redis, kept)
     assert await redis.get("arq:in-progress:lost") == b"another's"
-    assert 50_000 < await redis.pttl("arq:in-progress:lost")
+    assert await redis.pttl("arq:in-progress:lost") > 50_000
     said = [line for line in logged if line["event"] == "lease_lost"]
     assert [line["job_id"] for line in said] == ["lost"]
     await redis.flushall()
@@ -236,7 +231,7 @@ async def test_a_job_runs_on_for_longer_than_its_lease_and_nobody_else_gets_it(
                 score = await arq.zscore("arq:queue", "long")
 
                 async def is_renewed(before: float | None = score) -> bool:
-                    return await arq.zscore("arq:queue", "long") != before
+                    return bool(await arq.zscore("arq:queue", "long") != before)
 
                 await wait_until(is_renewed)
             gate.opened.set()
@@ -258,28 +253,50 @@ async def test_every_outcome_leaves_no_lease_behind(arq: ArqRedis, work: Work, e
     assert await arq.zcard("ratchet:leases:arq:queue") == 0
 
 
-async def test_its_own_job_that_comes_back_is_put_back_and_runs_once(
+async def test_its_own_job_that_comes_back_is_held_by_the_new_claim_and_runs_once(
     arq: ArqRedis, work: Work, effects: Effects
 ) -> None:
-    """Its lease ran out while Redis was away, and it has free slots: it mustn't run against itself."""
+    """Its lease ran out while Redis was away, and there are free slots: it mustn't run against itself."""
     gate = Gate()
     await Queue(arq).enqueue(Ping(), job_id="mine")
     async with work(calling(gate), lease=3600) as worker:
         await gate.reached.wait()
-        await arq.delete("arq:in-progress:mine")
+        token = await arq.getdel("arq:in-progress:mine")
         await arq.zadd("arq:queue", {"mine": 1})
 
-        async def is_offered_again() -> bool:
-            score = await arq.zscore("arq:queue", "mine")
-            return score is not None and score > 1 and not await arq.exists("arq:in-progress:mine")
+        async def is_held_anew() -> bool:
+            return await arq.get("arq:in-progress:mine") not in {None, token}
 
-        await wait_until(is_offered_again)
-        assert worker.begun == ["mine"]
+        await wait_until(is_held_anew)
         gate.opened.set()
         assert isinstance(await worker.outcome("mine"), Completed)
-        await arq.zadd("arq:queue", {"mine": 1})
-        await worker.outcome("mine", count=2)
+        await worker.stop()
+    assert worker.begun == ["mine"]
+    assert await arq.exists("arq:job:mine", "arq:in-progress:mine") == 0
     assert await effects() == ["mine"]
+
+
+async def test_another_job_of_the_same_id_is_put_back_until_the_first_has_ended(
+    arq: ArqRedis, work: Work, effects: Effects
+) -> None:
+    """Redis was emptied while the first one ran, and somebody used its id again."""
+    gate = Gate()
+    await Queue(arq).enqueue(Ping(), job_id="same")
+    async with work(calling(gate), lease=3600) as worker:
+        await gate.reached.wait()
+        await arq.flushall()
+        await arq.set("arq:job:same", b'{"t":null,"f":"ping","a":[],"k":{},"et":1}')
+        await arq.zadd("arq:queue", {"same": 1})
+
+        async def is_put_back() -> bool:
+            score = await arq.zscore("arq:queue", "same")
+            return score is not None and score > 1 and not await arq.exists("arq:in-progress:same")
+
+        await wait_until(is_put_back)
+        assert worker.begun == ["same"]
+        gate.opened.set()
+        assert isinstance(await worker.outcome("same", count=2), Completed)
+    assert await effects() == ["same", "same"]
 
 
 async def test_the_lease_grows_with_the_handlers_timeout(
@@ -287,7 +304,11 @@ async def test_the_lease_grows_with_the_handlers_timeout(
 ) -> None:
     """What the executor says to its hold reaches the leases."""
     extended: list[timedelta] = []
-    monkeypatch.setattr(Leases, "extend", lambda _self, _claim, timeout: extended.append(timeout))
+
+    def extend(_leases: Leases, _claim: Claim, timeout: timedelta) -> None:
+        extended.append(timeout)
+
+    monkeypatch.setattr(Leases, "extend", extend)
     await Queue(arq).enqueue(Ping(), job_id="a")
     async with work(calling(lambda: None, timeout=timedelta(seconds=77))) as worker:
         await worker.outcome("a")

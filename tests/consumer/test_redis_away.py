@@ -124,7 +124,7 @@ async def test_a_redis_that_answers_no_more_is_given_up_and_found_again(
         assert await worker.outcome("b") == Completed("opened")
 
         async def is_all_settled() -> bool:
-            return await arq.zcard("arq:queue") == 0
+            return not await arq.zcard("arq:queue")
 
         await wait_until(is_all_settled)
     assert await effects() == ["a", "b"]
@@ -161,7 +161,7 @@ async def test_redis_restarted_empty_in_flight_every_job_of_the_outbox_is_applie
         await session.commit()
 
         async def are_sent() -> bool:
-            return await arq.zcard("arq:queue") == 7
+            return bool(await arq.zcard("arq:queue") == 7)
 
         await wait_until(are_sent)
         valkey.kill()

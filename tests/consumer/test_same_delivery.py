@@ -8,7 +8,7 @@ from tests.consumer.conftest import Burst, Effects, Work
 from tests.consumer.jobs import PING, Gate, Ping, calling
 from tests.support.waiting import wait_until
 from worker.broker import connect_broker
-from worker.outcome import Completed, Duplicate
+from worker.outcome import Completed, Duplicate, Outcome
 from worker.queue import Queue
 
 
@@ -27,7 +27,7 @@ async def test_two_workers_given_the_same_delivery_at_the_same_time_apply_it_onc
         async def is_waiting() -> bool:
             async with engine.connect() as connection:
                 waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-                return (await connection.execute(waiting)).scalar_one() == 1
+                return bool((await connection.execute(waiting)).scalar_one())
 
         await wait_until(is_waiting)
         gate.opened.set()
@@ -42,7 +42,7 @@ async def test_a_direct_job_is_applied_once_however_often_it_is_delivered(
 ) -> None:
     await Queue(arq).enqueue(Ping(n=1), job_id="again")
     message = await arq.get("arq:job:again")
-    outcomes = []
+    outcomes: list[Outcome] = []
     for _ in range(3):
         outcomes += (await burst(PING)).of("again")
         await arq.set("arq:job:again", message)

@@ -113,4 +113,3 @@ async def test_a_chunked_job_yields_between_two_chunks_and_resumes_elsewhere(
     async with work(handler) as another:
         assert await another.outcome(job_id) == Completed({"rows": 4})
     assert await effects() == [job_id] * 4
-

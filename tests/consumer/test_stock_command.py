@@ -91,7 +91,7 @@ async def test_it_runs_jobs_from_the_outbox_and_from_redis_each_once(
     bob = select(User.id).where(User.email == "bob@example.com")
     assert again == {"user_id": (await session.execute(bob)).scalar_one()}
     assert len((await session.scalars(select(User.id))).all()) == 52
-    with pytest.raises(JobFailed, match="^NoResultFound: "):
+    with pytest.raises(JobFailed, match=r"^NoResultFound: "):
         await ArqJob(dead, arq, _deserializer=arq.job_deserializer).result()
 
 
@@ -108,7 +108,7 @@ async def test_a_signal_rolls_the_job_back_and_the_next_worker_does_it_with_no_a
         async def is_waiting() -> bool:
             await session.rollback()  # a transaction sees pg_stat_activity as it was at its first look
             waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'")
-            return (await session.execute(waiting)).scalar_one() == 1
+            return bool((await session.execute(waiting)).scalar_one())
 
         await wait_until(is_waiting, timeout=30)
         process.send_signal(signal.SIGTERM)

@@ -7,7 +7,7 @@ from arq.connections import ArqRedis
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.consumer.conftest import Burst, Effects, Work
-from tests.consumer.jobs import PING, Ping, Pong
+from tests.consumer.jobs import PING, Ping, Pong, leave_effect
 from tests.support.waiting import wait_until
 from worker import executor
 from worker.errors import UnknownJob
@@ -15,6 +15,10 @@ from worker.handler import Handler
 from worker.outbox import enqueue
 from worker.outcome import Completed
 from worker.queue import Queue
+
+
+async def pong(_job: Pong, session: AsyncSession) -> None:
+    await leave_effect(session)
 
 
 async def test_it_is_offered_again_in_some_seconds_with_its_message_untouched(arq: ArqRedis, burst: Burst) -> None:
@@ -43,7 +47,7 @@ async def test_a_worker_that_knows_it_does_it_and_one_that_does_not_warns_once_a
             return await arq.zcard("arq:queue") == 3 and len(old.faults) > 0
 
         await wait_until(has_met_them)
-        async with work(Handler(Pong, PING.run)) as new:
+        async with work(Handler(Pong, pong)) as new:
             for job_id in job_ids:
                 assert isinstance(await new.outcome(job_id), Completed)
         assert len(old.faults) == 1

@@ -44,8 +44,8 @@ class _Attempt:
         self._told = told
         self._subject = subject
 
-    def begun(self, attempt: int) -> None:
+    def begun(self, attempt: int) -> None:  # noqa: ARG002 - the observer's signature
         self._told.begun.append(self._subject.job_id)
 
-    def ended(self, outcome: Outcome, error: BaseException | None) -> None:
+    def ended(self, outcome: Outcome, error: BaseException | None) -> None:  # noqa: ARG002 - as above
         self._told.outcomes.append((self._subject.job_id, outcome))

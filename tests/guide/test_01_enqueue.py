@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from jobs.users.models import User
+from worker.database import create_engine
 from worker.dev import EmbeddedPostgres, EmbeddedServerError
 from worker.job import Job
 from worker.outbox import enqueue, enqueue_many
@@ -92,6 +93,11 @@ PRODUCER = """
 grant worker_producer to shop;
 """
 
+PYTHON_PRODUCER = """
+grant usage on schema worker to web;
+grant insert, select (seq) on worker.outbox to web;
+"""
+
 
 async def test_any_language_enqueues_in_its_own_transaction(server: EmbeddedPostgres, session: AsyncSession) -> None:
     server.psql(f"begin; {FROM_SQL} rollback;", database="app")
@@ -108,6 +114,16 @@ async def test_a_producer_may_enqueue_and_nothing_else(server: EmbeddedPostgres,
     assert await enqueued(session, Welcome) == [Welcome(user_id=7)]
     with pytest.raises(EmbeddedServerError, match="permission denied"):
         server.psql("set role shop; select from worker.outbox;", database="app")
+
+
+async def test_a_python_producer_needs_two_grants(server: EmbeddedPostgres, session: AsyncSession) -> None:
+    """Each of them, and what they don't allow: tests/test_python_producer.py."""
+    server.psql("create role web login", PYTHON_PRODUCER, database="app")
+    web = create_engine(server.database_url("app").replace("postgres@", "web@"), pool_size=1)
+    async with AsyncSession(web) as theirs, theirs.begin():
+        enqueue(theirs, Welcome(user_id=7))
+    await web.dispose()
+    assert await enqueued(session, Welcome) == [Welcome(user_id=7)]
 
 
 # --- without a transaction --------------------------------------------------------------------------------------------

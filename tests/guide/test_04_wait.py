@@ -72,7 +72,7 @@ async def test_a_snooze_waits_without_burning_an_attempt(engine: AsyncEngine) ->
 
 async def on_payment(session: AsyncSession, event_id: str, user_id: int) -> None:
     """A web hook, which its sender may deliver again and again."""
-    enqueue(session, Remind(user_id=user_id), job_id=f"payment-{event_id}")
+    enqueue(session, Remind(user_id=user_id), job_id=f"remind-after-payment-{event_id}")
 
 
 async def test_a_job_id_is_applied_once(engine: AsyncEngine) -> None:

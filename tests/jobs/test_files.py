@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.files import Files, written_whole
+from jobs.files import Files
 from worker.errors import Permanent
+from worker.whole import written_whole
 
 
 @pytest.fixture

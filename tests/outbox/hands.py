@@ -21,6 +21,7 @@ from worker.handler import ChunkedHandler, Handler
 from worker.job import DEFAULT_QUEUE, Job
 from worker.outbox import enqueue
 from worker.outcome import Outcome
+from worker.push import Pusher
 from worker.relay import Pace, Relay
 from worker.reporting.observer import Observers
 from worker.retry import RetryPolicy
@@ -123,6 +124,7 @@ class Hands:
     ) -> None:
         self.engine = engine
         self.redis = redis
+        self.stage = stage
         availability = Availability(engine)
         self.claims = Claims(redis, lease)
         self.relay = Relay(
@@ -158,9 +160,11 @@ class Hands:
     async def work(self, queue: str = DEFAULT_QUEUE) -> list[Outcome]:
         """Relay, take, carry out and acknowledge until nothing is due."""
         outcomes: list[Outcome] = []
-        while await self.relay.drain() or await self._is_due(queue):
-            outcomes += [await self.finish(claim) for claim in await self.take(queue=queue)]
-        return outcomes
+        while True:
+            sent, claims = await self.relay.drain(), await self.take(queue=queue)
+            if not sent and not claims:
+                return outcomes
+            outcomes += [await self.finish(claim) for claim in claims]
 
     async def rows(self, columns: str = "*") -> Sequence[Row[Any]]:
         return await self.sql(f"select {columns} from worker.outbox order by seq")
@@ -179,11 +183,22 @@ class Hands:
             )
             return result.all() if result.returns_rows else []
 
-    async def _is_due(self, queue: str) -> bool:
-        seconds, micros = await self.redis.time()
-        now = seconds * 1000 + micros // 1000
-        due: int = await self.redis.zcount(queue, "-inf", now)
-        return due > 0
+
+class Stopped:
+    """A push that stops, as a process does that gets SIGSTOP, before or after Redis has done it."""
+
+    def __init__(self, pusher: Pusher, *, after: bool) -> None:
+        self.reached = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self._push = pusher._push
+        self._after = after
+        pusher._push = self
+
+    async def __call__(self, **arguments: Any) -> Any:
+        pushed = await self._push(**arguments) if self._after else None
+        self.reached.set()
+        await self.go_on.wait()
+        return pushed if self._after else await self._push(**arguments)
 
 
 def _delivery(claim: Claim) -> Delivery:

@@ -38,7 +38,7 @@ class Refresher:
         self.overlaps = 0
         self._running = 0
 
-    async def __call__(self, job: Refresh, session: AsyncSession) -> None:
+    async def __call__(self, _job: Refresh, session: AsyncSession) -> None:
         self._running += 1
         try:
             self.overlaps += self._running - 1

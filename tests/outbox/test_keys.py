@@ -7,10 +7,12 @@ from arq.connections import ArqRedis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from tests.outbox.hands import AN_HOUR, Count, Hands, Play, Stage
+from tests.outbox.hands import AN_HOUR, Count, Hands, Play, Stage, Stopped
+from worker.epoch import current_epoch
 from worker.operations import replay
 from worker.outbox import coalescing_id, enqueue
 from worker.outcome import Completed, Dead, Duplicate, Retrying, Snoozed
+from worker.push import Pusher
 from worker.wire import Message, decode, encode
 
 ID = coalescing_id("test.play", "k")
@@ -145,6 +147,23 @@ async def test_a_late_delivery_of_the_first_is_a_duplicate_and_leaves_the_second
     assert isinstance(await hands.finish(claim), Duplicate)
     await hands.work()
     assert await hands.applied() == ["first", "second"]
+
+
+async def test_a_job_that_ends_before_its_relay_s_turn_does_takes_its_row(hands: Hands) -> None:
+    """The mark must be seen by then: an unsent row isn't the run's own, and would run again."""
+    epoch = await current_epoch(hands.engine, hands.redis)
+    await hands.enqueue(Play(text="once"), key="k")
+    pusher = Pusher(hands.engine, hands.redis)
+    push = Stopped(pusher, after=True)
+    turn = asyncio.create_task(pusher.send_coalescing(epoch.number, []))
+    await push.reached.wait()
+    [claim] = await hands.take()
+    await hands.finish(claim)
+    assert await hands.rows() == []
+    push.go_on.set()
+    assert (await turn).sent == 1
+    assert await hands.work() == []
+    assert await hands.applied() == ["once"]
 
 
 async def test_the_second_waits_until_the_first_s_message_has_left_redis(hands: Hands) -> None:

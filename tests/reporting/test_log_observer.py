@@ -30,7 +30,7 @@ LEVELS: list[tuple[Outcome, str]] = [
 ]
 
 
-class EmailTaken(Exception):  # noqa: N818 - as the errors of a domain are called
+class EmailTaken(Exception):
     pass
 
 

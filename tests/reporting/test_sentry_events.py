@@ -16,7 +16,7 @@ from worker.outcome import Cancelled, Completed, Dead, Duplicate, Outcome, Relea
 WAIT = timedelta(seconds=4)
 
 
-class EmailTaken(Exception):  # noqa: N818 - as the errors of a domain are called
+class EmailTaken(Exception):
     pass
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import WORKER, Bench, Grip, Note, effect
 from tests.runtime.postgres_proxy import PostgresProxy
-from worker.errors import Cancel, Permanent, Snooze
+from worker.errors import LONGEST_DELAY, Cancel, Permanent, Snooze
 from worker.handler import Handler
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Released, Retrying, Snoozed
 from worker.retry import RetryPolicy
@@ -113,6 +113,20 @@ async def test_a_snooze_rolls_back_burns_no_attempt_and_waits_as_long_as_it_said
     assert isinstance(await bench.run(handler, delivery), Released)
     assert await bench.effects() == []
     assert await bench.all("select * from worker.attempt") == []
+
+
+@pytest.mark.parametrize("delay", [timedelta(seconds=-1), timedelta.max])
+async def test_a_snooze_that_makes_no_sense_is_a_failure_with_a_sentence(bench: Bench, delay: timedelta) -> None:
+    async def snoozing(job: Note, session: AsyncSession) -> None:
+        raise Snooze(delay)
+
+    outcome = await bench.run(Handler(Note, snoozing), await bench.enqueued(Note()))
+    assert isinstance(outcome, Retrying)
+    assert "at most ten years" in outcome.error
+
+
+async def test_the_longest_snooze_is_kept(bench: Bench) -> None:
+    assert await bench.run(raising(Snooze(LONGEST_DELAY)), await bench.enqueued(Note())) == Snoozed(LONGEST_DELAY)
 
 
 async def test_a_snooze_between_failures_keeps_their_count(bench: Bench) -> None:

@@ -51,7 +51,13 @@ def enqueue(
     *,
     payload: Annotated[str, typer.Option("--json", help="The payload, a JSON object.")] = "{}",
     key: Annotated[str | None, typer.Option(help="Coalesce with waiting jobs of this name and key.")] = None,
-    job_id: Annotated[str | None, typer.Option(help="An idempotency key: the same id is applied once.")] = None,
+    job_id: Annotated[
+        str | None,
+        typer.Option(
+            help="An idempotency key: the same id is applied once while its run is kept; with --direct: while its "
+            "message or its result is kept in Redis."
+        ),
+    ] = None,
     delay: Annotated[float | None, typer.Option(min=0, max=LONGEST_S, help="Seconds until it is due.")] = None,
     at: Annotated[
         str | None, typer.Option(help="When it is due: ISO 8601 with a zone, 2030-01-31T09:00+01:00.")

@@ -15,6 +15,7 @@ from worker.cli.loading import load_app
 from worker.cli.reach import APPLICATION, reach_database, reach_redis
 from worker.database import create_engine
 from worker.migrate import missing_versions
+from worker.reporting.logs import tell_loop_errors
 from worker.reporting.observer import Observer
 from worker.reporting.start import start_reporting
 from worker.runtime import run_worker
@@ -52,6 +53,7 @@ async def consume(app: App, settings: Settings, observer: Observer, *, burst: bo
     Raises Refusal for a missing migration, and what says that a server refuses us.
     """
     loop, this_task = asyncio.get_running_loop(), asyncio.current_task()
+    tell_loop_errors(loop)
     for signum in (SIGTERM, SIGINT):
         # Until the worker sets handlers of its own, which let jobs end first.
         loop.add_signal_handler(signum, cast("asyncio.Task[None]", this_task).cancel)

@@ -3,11 +3,12 @@
 Standard output belongs to what a command prints. Lines of structlog and of the standard library look the same.
 """
 
+import asyncio
 import logging
 import sys
 import traceback
 from functools import partial
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.contextvars import merge_contextvars
@@ -134,9 +135,31 @@ def _error_of(exc_info: object) -> BaseException | None:
 
 def _name_errors(record: logging.LogRecord) -> bool:
     """A filter of the standard library: `log.exception("failed: %s", error)` names the error's type, not its text."""
-    if isinstance(record.args, tuple):
+    if isinstance(record.msg, BaseException):
+        record.msg = type(record.msg).__name__
+    if isinstance(record.args, dict):
+        record.args = {
+            key: type(value).__name__ if isinstance(value, BaseException) else value
+            for key, value in record.args.items()
+        }
+    elif isinstance(record.args, tuple):
         record.args = tuple(type(arg).__name__ if isinstance(arg, BaseException) else arg for arg in record.args)
     return True
+
+
+def tell_loop_errors(loop: asyncio.AbstractEventLoop) -> None:
+    """Log what nobody awaited by its type and frames.
+
+    asyncio's own handler writes the task's repr, which holds the error's text.
+    """
+
+    def tell(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error: BaseException | None = context.get("exception")
+        task = context.get("task") or context.get("future")
+        name = task.get_name() if isinstance(task, asyncio.Task) else None
+        structlog.get_logger("asyncio").error("never_awaited", task=name, error=type(error).__name__, exc_info=error)
+
+    loop.set_exception_handler(tell)
 
 
 def _with_texts(error: BaseException) -> str:
