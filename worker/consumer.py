@@ -77,6 +77,7 @@ class Worker(arq.worker.Worker):
         self._started_ms = time.time_ns() // 1_000_000
         self._next_beat = 0.0
         self._wake = asyncio.Event()
+        self._grace_is_over = asyncio.Event()
         self._away_since: float | None = None
         self._claims_from = 0.0
         self._log = structlog.get_logger("worker.consumer")
@@ -93,11 +94,12 @@ class Worker(arq.worker.Worker):
         """Run until told to stop, and leave nothing running: what doesn't end within the grace is handed back."""
         self._engine.leases.start()
         self.main_task = asyncio.create_task(self.main(), name="consumer")
+        grace = asyncio.create_task(self._grace_is_over.wait())
         try:
-            await asyncio.wait([self.main_task])
+            await asyncio.wait([self.main_task, grace], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.allow_pick_jobs = False
-            await cancel_all([self.main_task])
+            await cancel_all([self.main_task, grace])
             await self._hand_back()
             self._engine.leases.stop()
             with suppress(RedisError, OSError, TimeoutError):  # it runs out by itself
@@ -252,8 +254,7 @@ class Worker(arq.worker.Worker):
         grace_s = 0 if self.is_stopping() else self._job_completion_wait
         self.allow_pick_jobs = False
         self._log.warning("stopping", signal=signum.name, running=len(self.tasks), grace_s=grace_s)
-        if self.main_task is not None:
-            self.loop.call_later(grace_s, self.main_task.cancel)
+        self.loop.call_later(grace_s, self._grace_is_over.set)
         self.wake()
 
     handle_sig_wait_for_completion = handle_sig

@@ -60,9 +60,10 @@ EMPTY = """
 DO $$
 DECLARE name text;
 BEGIN
+    SET LOCAL session_replication_role = replica;
     FOR name IN SELECT format('%I.%I', schemaname, tablename) FROM pg_tables
-        WHERE schemaname IN ('worker', 'public') AND tablename NOT IN ('relay_state', 'alembic_version')
-    LOOP EXECUTE 'ALTER TABLE ' || name || ' DISABLE TRIGGER ALL; DELETE FROM ' || name || '; ALTER TABLE ' || name || ' ENABLE TRIGGER ALL'; END LOOP;
+        WHERE schemaname IN ('worker', 'public') AND tablename NOT IN ('alembic_version', 'relay_state')
+    LOOP EXECUTE 'DELETE FROM ' || name; END LOOP;
     UPDATE worker.relay_state SET epoch = 1, marker = NULL, redis_run_id = NULL, raised_at = NULL;
 END $$
 """

@@ -75,6 +75,7 @@ def answers(client: Redis) -> None:
         f"redis+sentinel://:{QUOTED}@127.0.0.1:{SENTINEL_PORT}/main/3",
         f"redis+sentinel://default:{QUOTED}@127.0.0.1:1,localhost:{SENTINEL_PORT}/main/3",
     ],
+    ids=["path", "query", "socket", "sentinel", "sentinels"],  # the ports differ from process to process
 )
 async def test_both_clients_reach_the_database_that_the_url_names(guarded: Path, sentinel: None, url: str) -> None:
     url = url.format(socket=guarded)

@@ -2,7 +2,9 @@
 
 import asyncio
 import signal
+from contextlib import suppress
 
+import pytest
 from arq.connections import ArqRedis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -10,7 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from tests.consumer.conftest import Effects, Logged, Work
 from tests.consumer.jobs import PING, Gate, Ping, calling, leave_effect
 from tests.support.waiting import wait_until
+from worker import shield
 from worker.chunk import Chunk, Step
+from worker.claim import Claim, Claims
 from worker.handler import ChunkedHandler, Handler
 from worker.heartbeat import live_workers
 from worker.outbox import enqueue
@@ -113,3 +117,32 @@ async def test_a_chunked_job_yields_between_two_chunks_and_resumes_elsewhere(
     async with work(handler) as another:
         assert await another.outcome(job_id) == Completed({"rows": 4})
     assert await effects() == [job_id] * 4
+
+
+async def test_a_cancellation_that_a_library_swallows_is_sent_again(
+    arq: ArqRedis, work: Work, effects: Effects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Python 3.12 asyncio.wait_for may do so, with which redis-py sends its commands."""
+    monkeypatch.setattr(shield, "CANCEL_AGAIN_S", 0.05)
+    looking, gate = asyncio.Event(), Gate()
+    take = Claims.take
+
+    async def swallow(self: Claims, queue: str, want: int, token: str) -> list[Claim]:
+        if gate.reached.is_set() and not looking.is_set():
+            looking.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        return await take(self, queue, want, token)
+
+    async def stubborn() -> None:
+        with suppress(asyncio.CancelledError):
+            await gate()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Claims, "take", swallow)
+    await Queue(arq).enqueue(Ping(), job_id="running")
+    async with work(calling(stubborn), shutdown_grace=0) as worker:
+        await looking.wait()
+        await worker.stop()
+    assert worker.of("running") == [Released("the worker stops")]
+    assert await effects() == []
