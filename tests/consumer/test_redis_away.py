@@ -148,6 +148,31 @@ async def test_a_signal_ends_a_worker_while_redis_is_away_and_the_commit_it_made
         assert await another.outcome("running") == Duplicate("opened")
 
 
+async def test_when_it_is_back_living_workers_renew_before_anybody_claims(
+    arq: ArqRedis, proxy: RedisProxy, work: Work, effects: Effects, logged: Logged
+) -> None:
+    """Both were cut off for longer than the lease, and one has a job that still runs."""
+    gate = Gate()
+    await Queue(arq).enqueue(Ping(), job_id="running")
+    async with work(calling(gate), redis_url=proxy.url, lease=2, concurrency=1) as holder:
+        await gate.reached.wait()
+        async with work(PING, redis_url=proxy.url, lease=2) as other:
+            await proxy.away()
+
+            async def has_run_out() -> bool:
+                return not await arq.exists("arq:in-progress:running")
+
+            await wait_until(has_run_out)
+            await proxy.back()
+            await Queue(arq).enqueue(Ping(), job_id="next")
+            assert await other.outcome("next") == Completed({"n": 0})
+            gate.opened.set()
+            assert await holder.outcome("running") == Completed("opened")
+            assert holder.begun == ["running"]
+            assert other.begun == ["next"]
+    assert await effects() == ["next", "running"]
+
+
 async def test_redis_restarted_empty_in_flight_every_job_of_the_outbox_is_applied_once(
     arq: ArqRedis, valkey: EmbeddedValkey, work: Work, session: AsyncSession, engine: AsyncEngine, effects: Effects
 ) -> None:

@@ -10,7 +10,6 @@ import pytest
 from arq.connections import ArqRedis
 from arq.jobs import Job as ArqJob
 from arq.jobs import JobStatus
-from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -19,6 +18,7 @@ from tests.outbox.hands import AN_HOUR, Count, Hands, Loose, Play, Stopped
 from tests.support.waiting import wait_until
 from worker import brief, database
 from worker.availability import Availability
+from worker.broker import connect_broker
 from worker.database import connect
 from worker.dev import EmbeddedPostgres, EmbeddedValkey
 from worker.epoch import current_epoch
@@ -526,16 +526,25 @@ async def test_a_relay_that_was_stopped_and_overtaken_takes_no_mark_back(hands: 
     assert await hands.applied() == ["direct", "outbox"]
 
 
-async def test_a_relay_stopped_while_it_raises_the_epoch_holds_up_nobody(hands: Hands, impatient: None) -> None:
-    connection = await hands.engine.connect()
-    stopped = brief.brief_transaction(hands.engine)
-    holding = await stopped.__aenter__()
-    await holding.execute(text("select from worker.relay_state for update"))
+async def test_a_relay_stopped_while_it_raises_the_epoch_holds_up_nobody(
+    hands: Hands, impatient: None, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def stop(*_: object) -> None:
+        reached.set()
+        await go_on.wait()
+
+    other = connect_broker(redis_url)
+    monkeypatch.setattr(other, "set", stop)
+    stopped = asyncio.create_task(current_epoch(hands.engine, other))
+    await reached.wait()
     await hands.enqueue(Play())
     assert await hands.relay.drain() == 1
+    go_on.set()
     with pytest.raises(DBAPIError):
-        await stopped.__aexit__(None, None, None)
-    await connection.close()
+        await stopped
+    await other.aclose()
 
 
 async def test_a_relay_that_waits_in_vain_for_its_turn_has_marked_nothing_and_needs_no_sweep(
