@@ -228,3 +228,8 @@ def test_arq_s_serializer_in_json_refuses_what_is_no_json() -> None:
     with pytest.raises(TypeError, match="object is no JSON"):
         wire.serialize({"x": object()})
     assert wire.serialize({"r": ValueError("no")}) == b'{"r":"ValueError: no"}'
+
+
+def test_a_number_beyond_a_double_is_unreadable_and_a_text_that_reads_so_is_not() -> None:
+    assert isinstance(decode(b'{"f":"any","a":[],"k":{"n":1e400},"et":1}'), Unreadable)
+    assert isinstance(decode(b'{"f":"any","a":[],"k":{"n":"Infinity"},"et":1}'), Message)
