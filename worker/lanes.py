@@ -19,21 +19,24 @@ greatest(0, ceil(1000 * extract(epoch from greatest(o.due_at,
 ) - clock_timestamp())))::bigint as delay_ms
 """
 
-_SENT_ONE = "exists (select from worker.outbox as s where s.id = o.id and s.sent_epoch is not null)"
-_OLDER_ONE = """exists (
-    select from worker.outbox as s where s.id = o.id and s.seq < o.seq and s.sent_epoch is null and not s.coalesces
-)"""
-_UNSENT_ONE = """exists (
-    select from worker.outbox as s where s.id = o.id and s.seq <> o.seq and s.sent_epoch is null and s.coalesces
-)"""
+
+def _another(condition: str) -> str:
+    """True where another row of the id meets `condition`, else null. A scalar, so that no planner hashes the table."""
+    return f"(select true from worker.outbox as s where s.id = o.id and {condition} limit 1)"
+
+
+_SENT_ONE = _another("s.sent_epoch is not null")
+_OLDER_ONE = _another("s.seq < o.seq and s.sent_epoch is null and not s.coalesces")
+_UNSENT_ONE = _another("s.seq <> o.seq and s.sent_epoch is null and s.coalesces")
 _MARK = "sent_epoch = :epoch, sent_at = clock_timestamp()"
 
 PLAIN = f"""
-o.sent_epoch is null and not o.coalesces and o.seq <> all(:refused) and not {_SENT_ONE} and not {_OLDER_ONE}
+o.sent_epoch is null and not o.coalesces and o.seq <> all(:refused) and {_SENT_ONE} is null and {_OLDER_ONE} is null
 """
-DUE = "o.sent_epoch is null and o.coalesces and o.due_at <= clock_timestamp()"
+# statement_timestamp, since an index is of no use to a volatile function.
+DUE = "o.sent_epoch is null and o.coalesces and o.due_at <= statement_timestamp()"
 # What is blocked is picked as well where there is something to coalesce: so at most one row waits, however many come.
-COALESCING = f"{DUE} and o.seq <> all(:refused) and (not {_SENT_ONE} or {_UNSENT_ONE})"
+COALESCING = f"{DUE} and o.seq <> all(:refused) and ({_SENT_ONE} is null or {_UNSENT_ONE})"
 AGAIN = "o.sent_epoch < :epoch and o.seq <> all(:refused)"
 
 LOOK = text(f"""
@@ -41,7 +44,7 @@ select
     exists (select from worker.outbox as o where {PLAIN}) as plain,
     exists (select from worker.outbox as o where {COALESCING}) as coalescing,
     exists (select from worker.outbox as o where {AGAIN}) as again,
-    array(select distinct o.id from worker.outbox as o where {DUE} limit {BATCH}) as waiting
+    array(select o.id from worker.outbox as o where {DUE} order by o.due_at limit {BATCH}) as waiting
 """)  # noqa: S608 - put together from the constants above
 
 
@@ -70,7 +73,7 @@ with due as (
         select o.id from worker.outbox as o where {COALESCING} order by o.due_at limit {BATCH}
     ) as first_ones
 ), ranked as (
-    select o.seq, o.id, octet_length(o.message) as bytes, {_SENT_ONE} as is_blocked,
+    select o.seq, o.id, octet_length(o.message) as bytes, {_SENT_ONE} is not null as is_blocked,
         min(o.due_at) over same as earliest,
         row_number() over (same order by case when o.enqueued_ms = 0 then o.seq else -o.seq end) as place
     from worker.outbox as o join due using (id) where o.sent_epoch is null and o.coalesces
