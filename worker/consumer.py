@@ -117,13 +117,15 @@ class Worker(arq.worker.Worker):
         while not (self.is_stopping() and not self.tasks):
             self._wake.clear()
             try:
+                if self._away_since is not None:
+                    await self.pool.ping()
+                    self._say_back(self._away_since)
                 is_last = self.burst and not self.tasks and not await self._engine.refill()
                 taken = await self._look()
             except Exception as error:  # noqa: BLE001 - the worker goes on
                 self._say_trouble(error)
                 await self._rest(AWAY_DELAY_S)
                 continue
-            self._say_back()
             if is_last and not taken and not self.tasks and self._may_claim():
                 return
             if not taken or len(self.tasks) >= self.max_jobs:
@@ -157,13 +159,11 @@ class Worker(arq.worker.Worker):
             self._log.warning("redis_away", reason=reason, hint="trying until it is back")
             self._away_since = time.monotonic()
 
-    def _say_back(self) -> None:
-        if self._away_since is None:
-            return
+    def _say_back(self, away_since: float) -> None:
+        """Leases may have run out while Redis was away: living workers renew theirs before anybody claims."""
         self._log.warning("redis_back")
         now, every = time.monotonic(), self._engine.leases.renew_every_s
-        if now - self._away_since > every:
-            # Leases may have run out while it was away: living workers renew theirs before anybody claims.
+        if now - away_since > every:
             self._claims_from = now + every
         self._away_since = None
 

@@ -20,23 +20,22 @@ greatest(0, ceil(1000 * extract(epoch from greatest(o.due_at,
 """
 
 
-def _another(condition: str) -> str:
-    """True where another row of the id meets `condition`, else null. A scalar, so that no planner hashes the table."""
-    return f"(select true from worker.outbox as s where s.id = o.id and {condition} limit 1)"
+def _others(condition: str) -> str:
+    """How many rows of the id meet `condition`.
+
+    Counted, since a planner that knows little of the table would look for the first of them without the index of ids.
+    """
+    return f"(select count(*) from worker.outbox as s where s.id = o.id and {condition})"  # noqa: S608 - constants
 
 
-_SENT_ONE = _another("s.sent_epoch is not null")
-_OLDER_ONE = _another("s.seq < o.seq and s.sent_epoch is null and not s.coalesces")
-_UNSENT_ONE = _another("s.seq <> o.seq and s.sent_epoch is null and s.coalesces")
-_MARK = "sent_epoch = :epoch, sent_at = clock_timestamp()"
+_IS_FREE = f"{_others('s.sent_epoch is not null')} = 0"
+_HAS_MORE = f"{_others('s.seq <> o.seq and s.sent_epoch is null and s.coalesces')} > 0"
 
-PLAIN = f"""
-o.sent_epoch is null and not o.coalesces and o.seq <> all(:refused) and {_SENT_ONE} is null and {_OLDER_ONE} is null
-"""
-# statement_timestamp, since an index is of no use to a volatile function.
+PLAIN = f"o.sent_epoch is null and not o.coalesces and o.seq <> all(:refused) and {_IS_FREE}"
+# statement_timestamp, since no index serves a volatile function.
 DUE = "o.sent_epoch is null and o.coalesces and o.due_at <= statement_timestamp()"
-# What is blocked is picked as well where there is something to coalesce: so at most one row waits, however many come.
-COALESCING = f"{DUE} and o.seq <> all(:refused) and ({_SENT_ONE} is null or {_UNSENT_ONE})"
+# What isn't free is picked as well where there is something to coalesce: so one row waits, however many come.
+COALESCING = f"{DUE} and o.seq <> all(:refused) and ({_IS_FREE} or {_HAS_MORE})"
 AGAIN = "o.sent_epoch < :epoch and o.seq <> all(:refused)"
 
 LOOK = text(f"""
@@ -49,16 +48,18 @@ select
 
 
 def _mark_in_order(condition: str, order: str) -> TextClause:
-    """Mark as many as make a batch. Rows that another relay holds are passed over."""
+    """Mark as many as make a batch, one of each id. Rows that another relay holds are passed over."""
     return text(f"""
     with picked as (
-        select o.seq, octet_length(o.message) as bytes from worker.outbox as o where {condition}
+        select o.seq, o.id, octet_length(o.message) as bytes from worker.outbox as o where {condition}
         order by {order} limit {BATCH} for update skip locked
-    ), fitting as (
-        select seq from (select seq, sum(bytes) over (order by seq) - bytes as before from picked) as sized
-        where before < {BATCH_BYTES}
+    ), sized as (
+        select seq, row_number() over (partition by id order by seq) as place,
+            sum(bytes) over (order by seq) - bytes as before
+        from picked
     )
-    update worker.outbox as o set {_MARK} from fitting where o.seq = fitting.seq returning {COLUMNS}
+    update worker.outbox as o set sent_epoch = :epoch, sent_at = clock_timestamp() from sized
+    where o.seq = sized.seq and place = 1 and before < {BATCH_BYTES} returning {COLUMNS}
     """)  # noqa: S608 - put together from the constants above
 
 
@@ -67,22 +68,25 @@ MARK_AGAIN = _mark_in_order(AGAIN, "o.sent_epoch, o.seq")
 
 # Of several unsent rows of one id the newest stays, with the earliest due time; of one chosen `job_id`, the oldest.
 # A row that isn't later than its id's last run is given the next millisecond, or it would be that run's duplicate.
+# (offset 0: for each id its rows, through the index; never the whole table for a few.)
 MARK_COALESCING = text(f"""
 with due as (
     select distinct id from (
         select o.id from worker.outbox as o where {COALESCING} order by o.due_at limit {BATCH}
     ) as first_ones
 ), ranked as (
-    select o.seq, o.id, octet_length(o.message) as bytes, {_SENT_ONE} is not null as is_blocked,
-        min(o.due_at) over same as earliest,
-        row_number() over (same order by case when o.enqueued_ms = 0 then o.seq else -o.seq end) as place
-    from worker.outbox as o join due using (id) where o.sent_epoch is null and o.coalesces
-    window same as (partition by o.id)
+    select rows.*, min(rows.due_at) over same as earliest,
+        row_number() over (same order by case when rows.enqueued_ms = 0 then rows.seq else -rows.seq end) as place
+    from due cross join lateral (
+        select o.seq, o.id, o.enqueued_ms, o.due_at, octet_length(o.message) as bytes, {_IS_FREE} as is_free
+        from worker.outbox as o where o.id = due.id and o.sent_epoch is null and o.coalesces offset 0
+    ) as rows
+    window same as (partition by rows.id)
 ), gone as (
     delete from worker.outbox as o using ranked where o.seq = ranked.seq and ranked.place > 1
 ), kept as (
-    select seq, earliest, not is_blocked
-            and sum(bytes) filter (where not is_blocked) over (order by seq) - bytes < {BATCH_BYTES} as may_go,
+    select seq, earliest,
+        is_free and sum(bytes) filter (where is_free) over (order by seq) - bytes < {BATCH_BYTES} as may_go,
         (select max(r.enqueued_ms) from worker.run as r where r.id = ranked.id) as last_ms
     from ranked where place = 1
 )

@@ -71,7 +71,7 @@ class Pusher:
 
     async def look(self, epoch: int, refused: Sequence[int]) -> Backlog:
         """What could be sent now, but for the rows of `refused`."""
-        async with self._engine.connect() as connection:
+        async with brief_transaction(self._engine) as connection:
             seen = (await connection.execute(lanes.LOOK, {"epoch": epoch, "refused": refused})).one()
         return Backlog(seen.plain, seen.coalescing, seen.again, frozenset(seen.waiting))
 

@@ -1,8 +1,10 @@
 """PostgreSQL away, at start and in flight: nothing is claimed, nothing counts, it is said once, and all goes on."""
 
 import asyncio
+import socket
 from datetime import timedelta
 
+import pytest
 from arq.connections import ArqRedis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -10,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from tests.consumer.conftest import Burst, Effects, Logged, Work
 from tests.consumer.jobs import PING, Gate, Ping, calling
 from tests.support.waiting import wait_until
+from worker import database
 from worker.dev import EmbeddedPostgres
 from worker.outbox import enqueue
 from worker.outcome import Completed, Released
@@ -41,6 +44,23 @@ async def test_at_the_start_nothing_is_claimed_until_it_is_there(
     assert [line["event"] for line in logged if "database" in str(line["event"])] == ["database_away", "database_back"]
     assert worker.faults == []
     assert await effects() == [job_id]
+
+
+async def test_at_the_start_nothing_is_claimed_while_it_does_not_answer(
+    arq: ArqRedis, work: Work, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the connection and says nothing, so that only time tells that it is away."""
+    monkeypatch.setattr(database, "CONNECT_TIMEOUT_S", 0.2)
+    job_id = await Queue(arq).enqueue(Ping())
+    assert job_id is not None
+    due = await arq.zscore("arq:queue", job_id)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        async with work(PING, database_url=f"postgresql://ann@127.0.0.1:{port}/shop") as worker:
+            await is_said(logged, "database_away")
+            assert await arq.keys("arq:in-progress:*") == []
+            assert await arq.zscore("arq:queue", job_id) == due
+    assert worker.outcomes == []
 
 
 async def test_a_crash_in_flight_burns_no_attempt_and_nothing_is_claimed_until_it_is_back(

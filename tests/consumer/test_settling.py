@@ -23,6 +23,7 @@ from worker.handler import ChunkedHandler, Handler
 from worker.outbox import enqueue
 from worker.outcome import Completed, Dead, Duplicate, Outcome, Released, Retrying, Snoozed, Yielded
 from worker.queue import Queue
+from worker.relay import Relay
 from worker.retry import RetryPolicy
 from worker.settle import settle
 
@@ -179,21 +180,23 @@ async def everything(redis: Redis) -> dict[bytes, bytes | None]:
     return {key: await redis.dump(key) for key in await redis.keys("*")}
 
 
-async def test_the_relay_is_woken_for_a_job_that_waits_for_the_acknowledgement_of_its_id(
-    arq: ArqRedis, work: Work, session: AsyncSession, effects: Effects
+async def test_the_relay_is_told_of_each_job_that_has_left_redis_since_another_of_its_id_may_wait_for_that(
+    arq: ArqRedis, burst: Burst, effects: Effects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No poll is near: only the acknowledgement can have woken it."""
-    first = Gate()
-    async with work(calling(first), relay_poll=60) as worker:
-        job_id = enqueue(session, Ping(n=1), key="same")
-        await session.commit()
-        await first.reached.wait()
-        assert enqueue(session, Ping(n=2), key="same") == job_id
-        await session.commit()
-        first.opened.set()
-        await worker.outcome(job_id, count=2)
-    assert await effects() == [job_id, job_id]
-    assert await arq.zcard("arq:queue") == 0
+    told: list[str] = []
+
+    def acknowledged(_relay: Relay, job_id: str) -> None:
+        told.append(job_id)
+
+    async def run(job: Ping, session: AsyncSession) -> None:
+        errors = {1: Permanent("no"), 2: Cancel(), 3: ValueError("no"), 4: Snooze(HOUR)}
+        if job.n in errors:
+            raise errors[job.n]
+
+    monkeypatch.setattr(Relay, "acknowledged", acknowledged)
+    ids = await Queue(arq).enqueue_many(Ping(n=n) for n in range(5))
+    await burst(Handler(Ping, run, retry=RetryPolicy(base=HOUR)))
+    assert sorted(told) == sorted(ids[:3])
 
 
 async def test_a_slot_that_becomes_free_is_filled_at_once(arq: ArqRedis, work: Work, effects: Effects) -> None:
