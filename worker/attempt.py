@@ -1,4 +1,4 @@
-"""One attempt: transaction after transaction of one job, until there is an outcome. The only try/except about jobs."""
+"""One attempt: transaction after transaction of a job until there is an outcome. What a job raises is judged here."""
 
 import asyncio
 from dataclasses import dataclass, replace

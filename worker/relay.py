@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.availability import Availability
 from worker.database import DatabaseAway, connect
 from worker.epoch import current_epoch
-from worker.faults import LOCK_NOT_AVAILABLE, is_expected, is_lost_connection, sqlstate
+from worker.faults import LOCK_NOT_AVAILABLE, UNIQUE_VIOLATION, is_expected, is_lost_connection, sqlstate
 from worker.push import Batch, Pusher
 from worker.reporting.observer import Observer
 from worker.sweep import Sweep
@@ -24,7 +24,6 @@ CHANNEL = "ratchet_outbox"
 ROUNDS = 20
 """Batches of each lane before a page of the sweep has its turn."""
 LISTEN_AGAIN_S = 1.0
-UNIQUE_VIOLATION = "23505"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from worker.job import MAX_PAYLOAD_BYTES, NAME
 
 JOB_KEY = "arq:job:"
 IN_PROGRESS_KEY = "arq:in-progress:"
-RETRY_KEY = "arq:retry:"
 RESULT_KEY = "arq:result:"
 ABORT_SET = "arq:abort"
 
