@@ -78,14 +78,16 @@ def _message(row: Outbox) -> Message:
 async def drain(app: App, engine: AsyncEngine, *, limit: int = 1_000) -> list[tuple[Message, Outcome]]:
     """Run every committed job that is due, and those that they enqueue, and return what came of each delivery.
 
-    They go through the real executor. Jobs of one key or `job_id` coalesce first, as the relay would have them.
+    They go through the real executor. What fails or snoozes is left for a later call, however short its wait is drawn:
+    a test sees one attempt of it. Jobs of one key or `job_id` coalesce first, as the relay would have them.
     Raises AssertionError after `limit` deliveries: then jobs enqueue each other for ever.
     """
     availability = Availability(engine)
     executor = Executor(app.handlers, engine, Observers(), availability, "worker.testing")
     outcomes: list[tuple[Message, Outcome]] = []
     try:
-        while (row := await _next_due(engine, app.handlers)) is not None:
+        began = await _now(engine)
+        while (row := await _next_due(engine, app.handlers, began)) is not None:
             if len(outcomes) >= limit:
                 raise AssertionError(f"drain ran {limit} jobs and more are due; do they enqueue each other?")
             now_ms = time.time_ns() // 1_000_000
@@ -101,14 +103,21 @@ async def drain(app: App, engine: AsyncEngine, *, limit: int = 1_000) -> list[tu
 _NEXT_DUE = text("""
 update worker.outbox set sent_epoch = 0, sent_at = now() where seq = (
     select seq from worker.outbox as row left join worker.run using (id, enqueued_ms)
-    where row.due_at <= now() and coalesce(run.next_at, now()) <= now() and row.name = any(:names)
+    where row.due_at <= now() and coalesce(run.next_at <= :began, true) and row.name = any(:names)
         and (row.sent_epoch is not null or not row.coalesces)
     order by row.sent_epoch is null, row.seq limit 1
 ) returning id, enqueued_ms, queue, message, coalesces
 """)
 
 
-async def _next_due(engine: AsyncEngine, handlers: Mapping[str, object]) -> Any:
+async def _now(engine: AsyncEngine) -> datetime:
+    """By PostgreSQL's clock."""
+    async with engine.connect() as connection:
+        now: datetime = (await connection.execute(text("select clock_timestamp()"))).scalar_one()
+        return now
+
+
+async def _next_due(engine: AsyncEngine, handlers: Mapping[str, object], began: datetime) -> Any:
     async with engine.begin() as connection:
         await lanes.rows(connection, lanes.MARK_COALESCING, epoch=0, refused=[])
-        return (await connection.execute(_NEXT_DUE, {"names": list(handlers)})).one_or_none()
+        return (await connection.execute(_NEXT_DUE, {"names": list(handlers), "began": began})).one_or_none()
