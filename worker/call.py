@@ -48,7 +48,8 @@ async def call(work: Work, begun: Begun, session: AsyncSession, guard: Guard) ->
         async with limit:
             with guard.watching(), running(current_of(work.run, begun)):
                 returned = await _run(work, begun, session)
-            await session.flush()
+            if session.in_transaction() and (session.new or session.dirty or session.deleted):
+                await session.flush()
         if not limit.expired():
             return returned
     except (TimeoutError, asyncio.CancelledError) as error:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 from sqlalchemy import event
@@ -11,6 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from worker.guard import GuardedSession, before_cursor_execute
 from worker.settings import SettingsError
+
+Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+"""The driver's own connection, below SQLAlchemy's."""
 
 APPLICATION = "ratchet worker"
 """How every worker's connection is called in pg_stat_activity; what ends zombies ends nobody else."""
@@ -121,8 +124,6 @@ def create_engine(url: str, *, pool_size: int, application: str = APPLICATION) -
     return engine
 
 
-def create_sessions() -> async_sessionmaker[AsyncSession]:
+def create_sessions(kind: type[GuardedSession] = GuardedSession) -> async_sessionmaker[AsyncSession]:
     """What makes the fresh session of every attempt; bound to the attempt's connection, or to the engine."""
-    return async_sessionmaker(
-        sync_session_class=GuardedSession, expire_on_commit=False, join_transaction_mode="rollback_only"
-    )
+    return async_sessionmaker(sync_session_class=kind, expire_on_commit=False, join_transaction_mode="rollback_only")

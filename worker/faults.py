@@ -75,7 +75,7 @@ def in_ledger() -> Generator[None]:
     """Lock timeouts and conflicts in the ledger's own statements are nobody's failure: LedgerBusy then."""
     try:
         yield
-    except DBAPIError as error:
+    except (DBAPIError, asyncpg.PostgresError) as error:
         if is_conflict(error) or sqlstate(error) == LOCK_NOT_AVAILABLE:
             raise LedgerBusy(is_conflict=is_conflict(error)) from error
         raise
@@ -88,7 +88,7 @@ def swallowed_errors_said() -> Generator[None]:
         yield
     except PendingRollbackError as error:
         raise SwallowedError from error
-    except DBAPIError as error:
+    except (DBAPIError, asyncpg.PostgresError) as error:
         if sqlstate(error) == IN_FAILED_TRANSACTION:
             raise SwallowedError from error
         raise

@@ -1,23 +1,22 @@
 """One transaction of one job: begin, call the handler, mark it done, commit. Raises whatever goes wrong."""
 
 import json
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError
+import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker import run as ledger
 from worker.call import Work, call
 from worker.chunk import Step
-from worker.database import create_sessions
+from worker.connection import begin, connected
+from worker.database import Driver, create_sessions
 from worker.errors import Permanent, SwallowedError
 from worker.faults import LOCK_NOT_AVAILABLE, commit, in_ledger, sqlstate
 from worker.guard import GUARD, Guard
 from worker.handler import ChunkedHandler
 from worker.outcome import Completed, Yielded
-from worker.shield import to_its_end
 from worker.stored import as_jsonb
 from worker.zombies import Zombies
 
@@ -38,8 +37,8 @@ class Transactor:
         Raises what the handler raises, LedgerBusy, FateUnknown, database errors and those of errors.py.
         """
         guard = Guard()
-        async with self._connected(work, guard) as connection:
-            begun = await self._begin(connection, work)
+        async with connected(self._engine, guard) as connection:
+            driver, begun = await self._begin(connection, work)
             if isinstance(begun, ledger.NotDue):
                 return begun
             if isinstance(begun, ledger.Ended):
@@ -53,40 +52,33 @@ class Transactor:
             if connection.invalidated or not connection.in_transaction():
                 raise SwallowedError
             with in_ledger():
-                outcome = await _mark(connection, work, begun, returned)
+                outcome = await _mark(connection, driver, work, begun, returned)
             await commit(connection.commit())
             return outcome
 
-    @asynccontextmanager
-    async def _connected(self, work: Work, guard: Guard) -> AsyncGenerator[AsyncConnection]:
-        """A connection whose transaction is rolled back unless it was committed, whoever is cancelled meanwhile.
-
-        Where the connection is gone, so is the transaction; that hides nothing of what was raised within.
-        """
-        connection = await self._engine.connect()
-        try:
-            yield await connection.execution_options(**{"isolation_level": work.handler.isolation, GUARD: guard})
-        finally:
-            with suppress(DBAPIError):
-                await to_its_end(connection.close())
-
-    async def _begin(self, connection: AsyncConnection, work: Work) -> ledger.Begun | ledger.Ended | ledger.NotDue:
+    async def _begin(
+        self, connection: AsyncConnection, work: Work
+    ) -> tuple[Driver, ledger.Begun | ledger.Ended | ledger.NotDue]:
         with in_ledger():
+            driver = await begin(connection, work.handler.isolation)
             try:
-                return await ledger.begin(connection, work.run, work.limits)
-            except DBAPIError as error:
+                return driver, await ledger.begin(driver, work.run, work.limits)
+            except asyncpg.PostgresError as error:
                 if sqlstate(error) != LOCK_NOT_AVAILABLE or not await work.delivery.hold.is_ours():
                     raise
             # The lease is ours, so whoever holds the lock has lost it: a zombie.
             await connection.rollback()
             async with self._zombies.ended_for(connection):
-                return await ledger.begin(connection, work.run, work.limits)
+                driver = await begin(connection, work.handler.isolation)
+                return driver, await ledger.begin(driver, work.run, work.limits)
 
 
-async def _mark(connection: AsyncConnection, work: Work, begun: ledger.Begun, returned: object) -> Completed | Yielded:
+async def _mark(
+    connection: AsyncConnection, driver: Driver, work: Work, begun: ledger.Begun, returned: object
+) -> Completed | Yielded:
     """Write into the ledger what the handler has done, in the handler's own transaction."""
     if not isinstance(work.handler, ChunkedHandler):
-        return await _complete(connection, work, begun, as_jsonb(returned, "result"))
+        return await _complete(driver, work, begun, as_jsonb(returned, "result"))
     if not isinstance(returned, Step):
         raise Permanent(
             f"The chunked handler of {work.run.name} returned {type(returned).__name__}; return chunk.step(…)."
@@ -96,12 +88,12 @@ async def _mark(connection: AsyncConnection, work: Work, begun: ledger.Begun, re
     cursor, counts = as_jsonb(dumped, "cursor"), as_jsonb(step.added_to(begun.counts), "counts")
     await ledger.advance(connection, work.run, begun, cursor=cursor, counts=counts, done=step.done, total=step.total)
     if step.cursor is None:
-        return await _complete(connection, work, begun, counts)
+        return await _complete(driver, work, begun, counts)
     if not work.run.from_outbox:
         await ledger.adopt(connection, work.run, work.message)
     return Yielded()
 
 
-async def _complete(connection: AsyncConnection, work: Work, begun: ledger.Begun, result: str) -> Completed:
-    await ledger.complete(connection, work.run, begun, result)
+async def _complete(driver: Driver, work: Work, begun: ledger.Begun, result: str) -> Completed:
+    await ledger.complete(driver, work.run, begun, result)
     return Completed(json.loads(result))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
+from typing import get_args
 
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
@@ -15,10 +15,25 @@ from worker import run as ledger
 from worker.call import Work, call
 from worker.database import create_sessions
 from worker.faults import commit, in_ledger
-from worker.guard import GUARD, Guard
+from worker.guard import GUARD, Guard, GuardedSession
+from worker.handler import Isolation
 from worker.outcome import Completed
 from worker.shield import to_its_end
 from worker.stored import as_jsonb
+
+LIMITS = "ratchet_limits"
+"""Where a session's limits are found, in its info."""
+
+
+class UnkeptSession(GuardedSession):
+    """A session that sets its attempt's guard and limits when the handler first asks for a transaction."""
+
+
+@event.listens_for(UnkeptSession, "after_begin")
+def _limit(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
+    """SQLAlchemy's event, for the class: to listen on each session would cost more than all the rest of it."""
+    connection.execution_options(**{GUARD: session.info[GUARD]})
+    ledger.limit(connection, session.info[LIMITS])
 
 
 class UnkeptTransactor:
@@ -26,7 +41,9 @@ class UnkeptTransactor:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._sessions = create_sessions()
+        self._sessions = create_sessions(UnkeptSession)
+        # An engine an isolation level: each shares the pool. To make one is slow.
+        self._engines = {level: engine.execution_options(isolation_level=level) for level in get_args(Isolation)}
 
     async def carry_out(self, work: Work, on_begun: Callable[[int], None]) -> Completed:
         """One transaction, if the handler asks for one. `on_begun` is told how many failures Redis counts.
@@ -36,16 +53,17 @@ class UnkeptTransactor:
         guard, failures = Guard(), work.delivery.failures
         begun = ledger.Begun(failures, None, {}, datetime.now(UTC), transaction="")
         on_begun(failures)
-        engine = self._engine.execution_options(**{"isolation_level": work.handler.isolation, GUARD: guard})
-        session = self._sessions(bind=engine, info={GUARD: guard})
-        event.listen(session.sync_session, "after_begin", partial(_limit, work.limits))
+        engine = self._engines[work.handler.isolation]
+        session = self._sessions(bind=engine, info={GUARD: guard, LIMITS: work.limits})
         try:
             result = as_jsonb(await call(work, begun, session, guard), "result")
-            await commit(session.run_sync(Session.commit))
+            if session.in_transaction():
+                await commit(session.run_sync(Session.commit))
         finally:
             # Where the connection is gone, so is the transaction; that hides nothing of what was raised within.
-            with suppress(DBAPIError):
-                await to_its_end(session.run_sync(Session.close))
+            if session.in_transaction():
+                with suppress(DBAPIError):
+                    await to_its_end(session.run_sync(Session.close))
         if work.run.from_outbox:
             with in_ledger():
                 await to_its_end(self._close(work.run))
@@ -54,8 +72,3 @@ class UnkeptTransactor:
     async def _close(self, run: ledger.Identity) -> None:
         async with self._engine.begin() as connection:
             await ledger.close_unkept(connection, run)
-
-
-def _limit(limits: ledger.Limits, _session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
-    """SQLAlchemy's event: the session asks for a transaction."""
-    ledger.limit(connection, limits)

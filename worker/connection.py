@@ -1,0 +1,76 @@
+"""A connection of the pool for one attempt: its transaction is begun by the driver, and nothing of it is left behind.
+
+Through SQLAlchemy the first statement of a transaction costs twice what the driver takes for it. So the runtime begins
+there, and SQLAlchemy's adapter is told: it keeps asyncpg's transaction in a private attribute, which this module alone
+touches (tests/runtime/test_connection.py holds it to what SQLAlchemy's own begin does).
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from worker.database import Driver
+from worker.guard import GUARD, Guard
+from worker.handler import Isolation
+from worker.shield import to_its_end
+
+
+@asynccontextmanager
+async def connected(engine: AsyncEngine, guard: Guard) -> AsyncGenerator[AsyncConnection]:
+    """A connection whose transaction is rolled back unless it was committed, whoever is cancelled meanwhile.
+
+    Where the connection is gone, so is the transaction; that hides nothing of what was raised within.
+    """
+    connection = await engine.connect()
+    connection.sync_connection.execution_options(**{GUARD: guard})  # type: ignore[union-attr]  # it is connected
+    try:
+        yield connection
+    finally:
+        if connection.in_transaction() or connection.invalidated:
+            with suppress(DBAPIError):
+                await to_its_end(_give_up(connection))
+        else:
+            await connection.close()  # asks nothing of the server, so it can't be interrupted
+
+
+async def _give_up(connection: AsyncConnection) -> None:
+    """Roll back and close. One that the driver has lost is thrown away: a rollback would only say so in the log."""
+    if not connection.invalidated and driver_of(connection).is_closed():
+        await connection.invalidate()
+    await connection.close()
+
+
+async def begin(connection: AsyncConnection, isolation: Isolation) -> Driver:
+    """Begin the transaction of a connection that has none, and return the driver's side of it."""
+    adapter = _adapter(connection)
+    driver: Driver = adapter.driver_connection
+    transaction = driver.transaction(isolation=_ISOLATION[isolation])
+    connection.sync_connection.begin()  # type: ignore[union-attr]  # as above; SQLAlchemy's own side, which asks nothing
+    try:
+        await transaction.start()
+    except BaseException:
+        # asyncpg would take the next transaction of this connection for a savepoint of the one that didn't begin.
+        await to_its_end(connection.invalidate())
+        raise
+    adapter._transaction = transaction  # noqa: SLF001 - see above
+    return driver
+
+
+_ISOLATION: dict[Isolation, Any] = {
+    "READ COMMITTED": "read_committed",
+    "REPEATABLE READ": "repeatable_read",
+    "SERIALIZABLE": "serializable",
+}
+
+
+def driver_of(connection: AsyncConnection) -> Driver:
+    """The driver's side of a connection."""
+    driver: Driver = _adapter(connection).driver_connection
+    return driver
+
+
+def _adapter(connection: AsyncConnection) -> Any:
+    return connection.sync_connection.connection.dbapi_connection  # type: ignore[union-attr]  # it is connected
