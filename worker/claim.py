@@ -142,7 +142,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local tokens, settled, gone = {}, {}, {}
 local ended, offered, freed, woken = {}, {}, {}, {}
-for i = 2, #ARGV, 7 do tokens[#tokens + 1] = 'arq:in-progress:' .. ARGV[i] end
+for i = 2, #ARGV, 4 do tokens[#tokens + 1] = 'arq:in-progress:' .. ARGV[i] end
 tokens = redis.call('MGET', unpack(tokens))
 
 local function add(lists, queue, ...)
@@ -164,14 +164,15 @@ local function put_back(queue, id, adopted, due, failures)
 end
 
 for n = 1, #tokens do
-    local queue, id, token, how, body, first, second = unpack(ARGV, 7 * n - 6, 7 * n)
+    local queue, id, token, how = unpack(ARGV, 4 * n - 3, 4 * n)
     settled[n] = tokens[n] == token and 1 or 0
     if settled[n] == 1 then
         gone[#gone + 1] = 'arq:in-progress:' .. id
         add(freed, queue, id)
-        if how == 'finish' then finish(queue, id, body, first, second) end
-        if how == 'later' then put_back(queue, id, body, now + first, second) end
-        if how == 'now' then
+        local verb, first, second, body = string.match(how, '^(%a+) (%d+) (%d+) (.*)$')
+        if verb == 'finish' then finish(queue, id, body, first, second) end
+        if verb == 'later' then put_back(queue, id, body, now + first, second) end
+        if verb == 'now' then
             put_back(queue, id, body, first, second)
             woken[queue] = true
         end
@@ -321,14 +322,18 @@ class Clock:
 def _arguments(ending: Finish | PutBack) -> tuple[Any, ...]:
     """What SETTLE takes of one ending."""
     claim = ending.claim
-    head = (claim.queue, claim.raw_id, claim.token)
+    return claim.queue, claim.raw_id, claim.token, _how(ending)
+
+
+def _how(ending: Finish | PutBack) -> bytes:
+    claim = ending.claim
     if isinstance(ending, Finish):
-        return (*head, "finish", ending.result, ending.keep_ms, int(claim.message is not None))
-    adopted = ending.adopted or b""
+        return b"finish %d %d %b" % (ending.keep_ms, claim.message is not None, ending.result)
     failures = claim.failures if ending.failures is None else ending.failures
+    adopted = ending.adopted or b""
     if ending.delay > timedelta(0):
-        return (*head, "later", adopted, max(1, int(ending.delay.total_seconds() * 1000)), failures)
-    return (*head, "now", adopted, claim.due_ms, failures)
+        return b"later %d %d %b" % (max(1, int(ending.delay.total_seconds() * 1000)), failures, adopted)
+    return b"now %d %d %b" % (claim.due_ms, failures, adopted)
 
 
 def readable_id(raw_id: bytes) -> str:
