@@ -18,7 +18,7 @@ import structlog
 from arq.constants import health_check_key_suffix
 from redis.exceptions import RedisError
 
-from worker.claim import Claim, Claims
+from worker.claim import Claim, Claims, PutBack
 from worker.delivery import Delivery, Report
 from worker.heartbeat import Heartbeat, beat, farewell
 from worker.lease import Leases
@@ -35,7 +35,7 @@ from worker.outcome import (
     Snoozed,
     Yielded,
 )
-from worker.settle import settle
+from worker.settle import ending
 from worker.shield import cancel_all
 from worker.wire import ABORT_SET
 
@@ -135,18 +135,14 @@ class Worker(arq.worker.Worker):
         """Do what arq does at each poll. Returns how many jobs were taken."""
         await self._cancel_aborted_jobs()
         await self.heart_beat()
-        taken = 0
-        for queue in self._queues:
-            free = self.max_jobs - len(self.tasks)
-            if free <= 0 or not self._may_claim():
-                break
-            self._claims_made += 1
-            claims = await self._engine.claims.take(queue, free, f"{self._name}.{self._claims_made}")
-            strangers = [claim for claim in claims if not self._start(claim)]
-            for claim in strangers:
-                await self._engine.claims.put_back(claim, BUSY)
-            taken += len(claims)
-        return taken
+        free = self.max_jobs - len(self.tasks)
+        if free <= 0 or not self._may_claim():
+            return 0
+        self._claims_made += 1
+        claims = await self._engine.claims.take(self._queues, free, f"{self._name}.{self._claims_made}")
+        strangers = [claim for claim in claims if not self._start(claim)]
+        await self._engine.claims.settle([PutBack(claim, BUSY) for claim in strangers])
+        return len(claims)
 
     def _may_claim(self) -> bool:
         return not self.is_stopping() and self._engine.may_claim() and time.monotonic() >= self._claims_from
@@ -211,7 +207,8 @@ class Worker(arq.worker.Worker):
         """What can't be told is left to the lease: the job is delivered again, and is a Duplicate then."""
         outcome = report.outcome
         try:
-            settled = await settle(self._engine.claims, claim, report, timedelta(seconds=self.keep_result_s or 0))
+            keep = timedelta(seconds=self.keep_result_s or 0)
+            [settled] = await self._engine.claims.settle([ending(claim, report, keep)])
         except (RedisError, OSError) as error:
             hint = "it is delivered again, and if it was done it is a duplicate then"
             self._log.warning("not_acknowledged", job_id=claim.job_id, reason=type(error).__name__, hint=hint)

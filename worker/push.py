@@ -10,34 +10,57 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker import lanes
 from worker.brief import brief_transaction, turn
+from worker.wake import WAKE
 from worker.wire import restamp
 
 # Never resets a job that Redis has. An id that stands there with another enqueue time is waited for, and so is a queue
 # whose name belongs to something else: neither may hold up the batch.
-PUSH = """
+PUSH = (
+    WAKE
+    + """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local sent = {}
-for i = 1, #ARGV, 5 do
-    local id, queue, message = ARGV[i], ARGV[i + 1], ARGV[i + 4]
-    local enqueued, due = tonumber(ARGV[i + 2]), now + tonumber(ARGV[i + 3])
-    local there = redis.pcall('GET', 'arq:job:' .. id)
-    if type(there) == 'table' then there = false end
-    local same = there == message
-    if there and not same then
-        local ok, body = pcall(cjson.decode, there)
-        same = ok and type(body) == 'table' and body['et'] == enqueued
+local there, queues, due, sent, written, results = {}, {}, {}, {}, {}, {}
+for i = 1, #ARGV, 5 do there[#there + 1] = 'arq:job:' .. ARGV[i] end
+there = redis.call('MGET', unpack(there))
+
+local function is_same(old, new, enqueued)
+    if old == new then return true end
+    local ok, body = pcall(cjson.decode, old)
+    return ok and type(body) == 'table' and body['et'] == enqueued
+end
+
+for n = 1, #there do
+    local id, queue, enqueued, delay, message = unpack(ARGV, 5 * n - 4, 5 * n)
+    if not there[n] or is_same(there[n], message, tonumber(enqueued)) then
+        queues[queue] = queues[queue] or {scored = {}, rows = {}}
+        local scored, rows = queues[queue].scored, queues[queue].rows
+        scored[#scored + 1], scored[#scored + 2], rows[#rows + 1] = now + delay, id, n
+        due[queue] = due[queue] or tonumber(delay) <= 0
     end
-    local done = same or not there
-    if done then done = type(redis.pcall('ZADD', queue, 'NX', due, id)) ~= 'table' end
-    if done and not same then
-        redis.call('SET', 'arq:job:' .. id, message)
-        redis.call('DEL', 'arq:result:' .. id)
+    sent[n] = 0
+end
+for queue, found in pairs(queues) do
+    if type(redis.pcall('ZADD', queue, 'NX', unpack(found.scored))) ~= 'table' then
+        for _, n in ipairs(found.rows) do
+            sent[n] = 1
+            if not there[n] then
+                written[#written + 1], written[#written + 2] = 'arq:job:' .. ARGV[5 * n - 4], ARGV[5 * n]
+                results[#results + 1] = 'arq:result:' .. ARGV[5 * n - 4]
+            end
+        end
     end
-    sent[#sent + 1] = done and 1 or 0
+end
+if #written > 0 then
+    redis.call('MSET', unpack(written))
+    redis.call('DEL', unpack(results))
+end
+for queue, is_due in pairs(due) do
+    if is_due then wake(queue) end
 end
 return sent
 """
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,9 @@ Applied at most once; lost if Redis loses them before their first attempt has en
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,29 +16,33 @@ from uuid_utils import uuid7
 from worker.job import DEFAULT_QUEUE, Job
 from worker.outbox import checked_at, checked_job_id, checked_queue
 from worker.reporting.trace import outgoing_headers
+from worker.wake import WAKE
 from worker.wire import Message, encode
 
 BATCH, BATCH_BYTES = 500, 8 * 1024 * 1024
 """Messages a script call, so that a large one doesn't hold Redis up."""
 
-# As arq's enqueue_job: an id that waits, runs, or has a result is left alone. The messages carry no TTL.
-ENQUEUE = """
+# As arq's enqueue_job: an id that waits, runs, or has a result is left alone; only a chosen one can. The messages carry
+# no TTL.
+ENQUEUE = (
+    WAKE
+    + """
+local queue, chosen, at, delay = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+if chosen == '1' and redis.call('EXISTS', 'arq:job:' .. ARGV[4], 'arq:result:' .. ARGV[4]) > 0 then return 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local added = {}
-for i = 1, #ARGV, 5 do
-    local queue, id, message = ARGV[i], ARGV[i + 1], ARGV[i + 4]
-    local at, delay = tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])
-    if redis.call('EXISTS', 'arq:job:' .. id, 'arq:result:' .. id) > 0 then
-        added[#added + 1] = 0
-    else
-        redis.call('ZADD', queue, at > 0 and at or now + delay, id)
-        redis.call('SET', 'arq:job:' .. id, message)
-        added[#added + 1] = 1
-    end
+local due = at > 0 and at or now + delay
+local scored, messages = {}, {}
+for i = 4, #ARGV, 2 do
+    scored[#scored + 1], scored[#scored + 2] = due, ARGV[i]
+    messages[#messages + 1], messages[#messages + 2] = 'arq:job:' .. ARGV[i], ARGV[i + 1]
 end
-return added
+redis.call('ZADD', queue, unpack(scored))
+redis.call('MSET', unpack(messages))
+if due <= now then wake(queue) end
+return 1
 """
+)
 
 
 class Queue:
@@ -62,35 +68,44 @@ class Queue:
         """
         at = checked_at(delay, at)
         chosen = str(uuid7()) if job_id is None else checked_job_id(job_id)
-        added = await self._enqueue(keys=[], args=self._arguments(job, chosen, delay, at))
-        return chosen if added[0] else None
+        at_ms = int(at.timestamp() * 1000) if at else 0
+        delay_ms = int(delay.total_seconds() * 1000) if delay else 0
+        args = [int(job_id is not None), at_ms, delay_ms, chosen, _message(job)]
+        added = await self._enqueue(keys=[self._queue_of(job)], args=args)
+        return chosen if added else None
 
     async def enqueue_many(self, jobs: Iterable[Job]) -> list[str]:
         """Send many jobs in few round trips; returns their ids in order. If Redis fails in between, some are sent."""
         ids: list[str] = []
-        batch: list[list[Any]] = []
+        batches = defaultdict[str, _Batch](_Batch)
         for job in jobs:
             ids.append(str(uuid7()))
-            batch.append(self._arguments(job, ids[-1]))
-            if len(batch) >= BATCH or sum(len(arguments[-1]) for arguments in batch) >= BATCH_BYTES:
-                await self._send(batch)
-                batch = []
-        await self._send(batch)
+            queue, message = self._queue_of(job), _message(job)
+            batch = batches[queue]
+            batch.pairs += ids[-1], message
+            batch.bytes += len(message)
+            if len(batch.pairs) >= 2 * BATCH or batch.bytes >= BATCH_BYTES:
+                await self._send(queue, batches.pop(queue))
+        for queue, batch in batches.items():
+            await self._send(queue, batch)
         return ids
 
-    async def _send(self, batch: list[list[Any]]) -> None:
-        if batch:
-            await self._enqueue(keys=[], args=[part for arguments in batch for part in arguments])
+    async def _send(self, queue: str, batch: "_Batch") -> None:
+        await self._enqueue(keys=[queue], args=[0, 0, 0, *batch.pairs])
 
-    def _arguments(
-        self, job: Job, job_id: str, delay: timedelta | None = None, at: datetime | None = None
-    ) -> list[Any]:
-        """What ENQUEUE takes of one job; the message comes last."""
-        enqueued_ms = time.time_ns() // 1_000_000
-        return [
-            job.job_queue if self._name == DEFAULT_QUEUE else self._name,
-            job_id,
-            int(at.timestamp() * 1000) if at else 0,
-            int(delay.total_seconds() * 1000) if delay else 0,
-            encode(Message(job.job_name, job.to_payload(), enqueued_ms, headers=outgoing_headers())),
-        ]
+    def _queue_of(self, job: Job) -> str:
+        return job.job_queue if self._name == DEFAULT_QUEUE else self._name
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is sent to one queue in one call."""
+
+    pairs: list[Any] = field(default_factory=list[Any])
+    """Ids and messages in turn."""
+    bytes: int = 0
+
+
+def _message(job: Job) -> bytes:
+    enqueued_ms = time.time_ns() // 1_000_000
+    return encode(Message(job.job_name, job.to_payload(), enqueued_ms, headers=outgoing_headers()))

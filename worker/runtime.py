@@ -31,6 +31,7 @@ from worker.reporting.observer import Observer
 from worker.settings import Settings
 from worker.shield import cancel_all
 from worker.ticker import Ticker
+from worker.wake import listen_for_wakes
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,11 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
             job_completion_wait=settings.shutdown_grace,
             health_check_interval=BEAT_EVERY_S,
         )
-        await worker.serve()
+        wakes = asyncio.create_task(listen_for_wakes(parts.redis, worker.wake))
+        try:
+            await worker.serve()
+        finally:
+            await cancel_all([wakes])
     if leases.are_overdue:
         sys.exit(os.EX_SOFTWARE)  # it ended in order, but a supervisor that restarts failures alone must restart it
 

@@ -4,26 +4,24 @@ import time
 from datetime import timedelta
 from typing import assert_never
 
-from worker.claim import Claim, Claims
+from worker.claim import Claim, Finish, PutBack
 from worker.delivery import Report
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Final, Released, Retrying, Snoozed, Yielded
 from worker.wire import ABORTED, Result, encode_result
 
 
-async def settle(claims: Claims, claim: Claim, report: Report, keep: timedelta) -> bool:
-    """Tell Redis what came of a delivery; a result is kept for `keep`. False: the lease was lost, and nothing was told.
-
-    Raises redis's errors where it is away.
-    """
+def ending(claim: Claim, report: Report, keep: timedelta) -> Finish | PutBack:
+    """What to tell Redis of a delivery; a result is kept for `keep`."""
     match report.outcome:
         case Completed() | Duplicate() | Cancelled() | Dead():
-            return await claims.finish(claim, _result(claim, report, report.outcome), keep)
+            keep_ms = int(keep.total_seconds() * 1000)
+            return Finish(claim, _result(claim, report, report.outcome) if keep_ms else b"", keep_ms)
         case Retrying(delay):
-            return await claims.put_back(claim, delay, adopted=report.adopted, failures=report.attempt)
+            return PutBack(claim, delay, report.adopted, report.attempt)
         case Snoozed(delay) | Released(_, delay):
-            return await claims.put_back(claim, delay, adopted=report.adopted)
+            return PutBack(claim, delay, report.adopted)
         case Yielded():
-            return await claims.put_back(claim, timedelta(0), adopted=report.adopted)
+            return PutBack(claim, timedelta(0), report.adopted)
         case _:
             assert_never(report.outcome)
 

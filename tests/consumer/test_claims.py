@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.support.waiting import wait_until
-from worker.claim import PAGE, PAGES, Claim, Claims, readable_id
+from worker.claim import PAGE, PAGES, Claim, Claims, Finish, PutBack, readable_id
 from worker.job import MAX_PAYLOAD_BYTES
 from worker.wire import MAX_MESSAGE_BYTES
 
@@ -38,9 +38,9 @@ def ids(taken: list[Claim]) -> list[str]:
 async def test_as_many_as_there_are_free_slots_oldest_first(redis: Redis, claims: Claims) -> None:
     for n in (3, 1, 2, 4):
         await put(redis, f"job-{n}", due_ms=n)
-    assert ids(await claims.take(QUEUE, 3, "me")) == ["job-1", "job-2", "job-3"]
-    assert ids(await claims.take(QUEUE, 3, "me")) == ["job-4"]
-    assert await claims.take(QUEUE, 3, "me") == []
+    assert ids(await claims.take([QUEUE], 3, "me")) == ["job-1", "job-2", "job-3"]
+    assert ids(await claims.take([QUEUE], 3, "me")) == ["job-4"]
+    assert await claims.take([QUEUE], 3, "me") == []
 
 
 async def test_a_claim_sets_the_in_progress_key_to_its_token_and_the_original_due_time(
@@ -48,7 +48,7 @@ async def test_a_claim_sets_the_in_progress_key_to_its_token_and_the_original_du
 ) -> None:
     due = await now_ms(redis) - 5000
     await put(redis, "a", b"the message", due_ms=due)
-    [claim] = await claims.take(QUEUE, 1, "me")
+    [claim] = await claims.take([QUEUE], 1, "me")
     assert claim == Claim("a", b"a", QUEUE, f"me:{due}", b"the message", due, claim.claimed_ms, 0, aborted=False)
     assert await redis.get("arq:in-progress:a") == f"me:{due}".encode()
     assert 0 < await redis.pttl("arq:in-progress:a") <= 15_000
@@ -57,14 +57,14 @@ async def test_a_claim_sets_the_in_progress_key_to_its_token_and_the_original_du
 
 async def test_a_claim_moves_the_score_to_the_end_of_the_lease(redis: Redis, claims: Claims) -> None:
     await put(redis, "a")
-    [claim] = await claims.take(QUEUE, 1, "me")
+    [claim] = await claims.take([QUEUE], 1, "me")
     assert await redis.zscore(QUEUE, "a") == claim.claimed_ms + 15_000
 
 
 async def test_a_claim_takes_the_messages_expiry_away(redis: Redis, claims: Claims) -> None:
     await put(redis, "a")
     await redis.expire("arq:job:a", 100)
-    await claims.take(QUEUE, 1, "me")
+    await claims.take([QUEUE], 1, "me")
     assert await redis.ttl("arq:job:a") == -1
 
 
@@ -75,15 +75,15 @@ async def test_what_is_not_due_by_the_clock_of_redis_stays_whatever_the_workers_
     tomorrow = time.time() + 86_400
     monkeypatch.setattr(time, "time", lambda: tomorrow)
     monkeypatch.setattr(time, "time_ns", lambda: int(tomorrow * 1e9))
-    assert await claims.take(QUEUE, 1, "me") == []
+    assert await claims.take([QUEUE], 1, "me") == []
 
 
 async def test_a_message_at_the_limit_comes_alone(redis: Redis, claims: Claims) -> None:
     for n, size in enumerate((10, MAX_PAYLOAD_BYTES, 10, MAX_MESSAGE_BYTES * 3, 10)):
         await put(redis, f"job-{n}", b"x" * size, due_ms=n + 1)
-    assert ids(await claims.take(QUEUE, 9, "me")) == ["job-0", "job-1", "job-2"]
-    assert ids(await claims.take(QUEUE, 9, "me")) == ["job-3"]
-    assert ids(await claims.take(QUEUE, 9, "me")) == ["job-4"]
+    assert ids(await claims.take([QUEUE], 9, "me")) == ["job-0", "job-1", "job-2"]
+    assert ids(await claims.take([QUEUE], 9, "me")) == ["job-3"]
+    assert ids(await claims.take([QUEUE], 9, "me")) == ["job-4"]
 
 
 async def test_jobs_that_a_stock_worker_holds_are_passed_over_and_their_score_is_not_moved(
@@ -93,7 +93,7 @@ async def test_jobs_that_a_stock_worker_holds_are_passed_over_and_their_score_is
         await put(redis, f"held-{n}", due_ms=n + 1)
         await redis.set(f"arq:in-progress:held-{n}", "1", px=300_000)
     await put(redis, "free", due_ms=9)
-    assert ids(await claims.take(QUEUE, 1, "me")) == ["free"]
+    assert ids(await claims.take([QUEUE], 1, "me")) == ["free"]
     assert await redis.zrange(QUEUE, 0, 4, withscores=True) == [(f"held-{n}".encode(), n + 1) for n in range(5)]
     assert await redis.get("arq:in-progress:held-0") == b"1"
 
@@ -106,29 +106,29 @@ async def test_however_many_are_held_the_claims_come_past_them_in_bounded_steps(
             pipe.set(f"arq:in-progress:{job_id}", "1", px=300_000)
         await pipe.execute()
     await put(redis, "free", due_ms=len(held) + 1)
-    assert await claims.take(QUEUE, 1, "me") == []
-    assert ids(await claims.take(QUEUE, 1, "me")) == ["free"]
+    assert await claims.take([QUEUE], 1, "me") == []
+    assert ids(await claims.take([QUEUE], 1, "me")) == ["free"]
     await redis.delete("arq:in-progress:held-0")
-    assert ids(await claims.take(QUEUE, 1, "me")) == ["held-0"]
+    assert ids(await claims.take([QUEUE], 1, "me")) == ["held-0"]
 
 
 async def test_two_claims_never_take_the_same_job(redis: Redis, claims: Claims) -> None:
     await put(redis, "a")
     other = Claims(redis, LEASE)
-    assert ids(await claims.take(QUEUE, 1, "me")) == ["a"]
+    assert ids(await claims.take([QUEUE], 1, "me")) == ["a"]
     await redis.zadd(QUEUE, {"a": 1})  # even where its score says that it is due
-    assert await other.take(QUEUE, 1, "other") == []
+    assert await other.take([QUEUE], 1, "other") == []
 
 
 @pytest.mark.parametrize("raw_id", [b"\xff\xfe", b"nul\0", "naïve ☃".encode(), b"x" * 10_000, b"", b"\xff" * 600])
 async def test_an_id_may_be_any_bytes(redis: Redis, claims: Claims, raw_id: bytes) -> None:
     await put(redis, raw_id)
-    [claim] = await claims.take(QUEUE, 1, "me")
+    [claim] = await claims.take([QUEUE], 1, "me")
     assert claim.raw_id == raw_id
     assert "\0" not in claim.job_id
     assert len(claim.job_id.encode()) <= 1000
     assert await claims.is_held(claim)
-    assert await claims.finish(claim, b"result", timedelta(0))
+    assert await claims.settle([Finish(claim)]) == [True]
     assert await redis.keys("*") == []
 
 
@@ -149,26 +149,26 @@ async def test_keys_of_a_wrong_type_or_value_keep_no_other_job_from_being_claime
     await put(redis, "always", due_ms=float("-inf"))
     await put(redis, "good", due_ms=5)
     await redis.set("arq:retry:good", "3")
-    taken = await claims.take(QUEUE, 9, "me")
+    taken = await claims.take([QUEUE], 9, "me")
     assert [(claim.job_id, claim.failures) for claim in taken] == [
         ("always", 0), ("set", 0), ("list", 0), ("text", 0), ("huge", 0), ("good", 3),
     ]  # fmt: skip
     assert taken[0].due_ms == 0
     assert taken[1].message is None
+    assert await claims.settle([PutBack(claim) for claim in taken]) == [True] * 6
     for claim in taken:
-        assert await claims.put_back(claim, timedelta(0)), claim.job_id
         assert await redis.exists(f"arq:in-progress:{claim.job_id}") == 0
     assert await redis.zscore(QUEUE, "always") == 0
-    for claim in await claims.take(QUEUE, 9, "me"):
-        assert await claims.finish(claim, b"", timedelta(0)), claim.job_id
-    assert await redis.keys("*") == []
+    taken = await claims.take([QUEUE], 9, "me")
+    assert await claims.settle([Finish(claim) for claim in taken]) == [True] * 6
+    assert await redis.keys("*") == [b"ratchet:idle:arq:queue"]
 
 
 async def test_a_job_whose_lease_ran_out_comes_before_a_backlog_that_was_due_before_it(redis: Redis) -> None:
     """Its score is the lease's end, and a killed worker's jobs would wait for all that became due meanwhile."""
     brief = Claims(redis, timedelta(milliseconds=50))
     await put(redis, "abandoned")
-    [claim] = await brief.take(QUEUE, 1, "killed")
+    [claim] = await brief.take([QUEUE], 1, "killed")
     for n in range(20):
         await put(redis, f"job-{n}", due_ms=n + 1)
 
@@ -176,4 +176,4 @@ async def test_a_job_whose_lease_ran_out_comes_before_a_backlog_that_was_due_bef
         return not await redis.exists("arq:in-progress:abandoned") and await now_ms(redis) > claim.claimed_ms + 50
 
     await wait_until(has_expired)
-    assert ids(await brief.take(QUEUE, 2, "me")) == ["abandoned", "job-0"]
+    assert ids(await brief.take([QUEUE], 2, "me")) == ["abandoned", "job-0"]

@@ -1,5 +1,6 @@
 """DESIGN §4: an id without a payload is left to the sweep if PostgreSQL knows its job, else finished as arq does."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tests.consumer.conftest import Burst, Effects, Work
 from tests.consumer.jobs import PING, Ping, calling
 from tests.support.waiting import wait_until
-from worker.claim import Claim, Claims
+from worker.claim import Claims, Finish, PutBack
 from worker.errors import Snooze
 from worker.outbox import enqueue
 from worker.outcome import Completed
@@ -63,15 +64,15 @@ async def test_a_job_that_gets_the_id_meanwhile_is_not_taken_for_the_expired_one
     arq: ArqRedis, work: Work, effects: Effects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is enqueued after the claim, and before the answer to Redis."""
-    finish = Claims.finish
+    settle = Claims.settle
 
-    async def later(self: Claims, claim: Claim, result: bytes, keep: timedelta) -> bool:
-        if expired.pop():
+    async def later(self: Claims, endings: Sequence[Finish | PutBack]) -> list[bool]:
+        if any(isinstance(ending, Finish) for ending in endings) and expired.pop():
             assert await arq.enqueue_job("ping", _job_id="again", n=5)
-        return await finish(self, claim, result, keep)
+        return await settle(self, endings)
 
     expired = [False, True]
-    monkeypatch.setattr(Claims, "finish", later)
+    monkeypatch.setattr(Claims, "settle", later)
     await arq.zadd("arq:queue", {"again": 1})
     async with work(PING) as worker:
         assert await worker.outcome("again", count=2) == Completed({"n": 5})

@@ -23,7 +23,7 @@ from tests.consumer.conftest import Effects
 from tests.consumer.redis_proxy import RedisProxy, sha_of
 from tests.support.processes import WorkerProcess
 from tests.support.waiting import wait_until
-from worker.claim import FINISH
+from worker.claim import SETTLE
 from worker.models import Outbox, Run
 from worker.outbox import enqueue
 from worker.queue import Queue
@@ -104,7 +104,7 @@ async def test_a_worker_killed_between_commit_and_acknowledgement_leaves_duplica
     orders = [await place_order(session, reference) for reference in ("R-1", "R-2")]
     job_ids = {enqueue(session, PayOrder(order_id=orders[0])), await Queue(arq).enqueue(PayOrder(order_id=orders[1]))}
     await session.commit()
-    proxy.hold_back(sha_of(FINISH))
+    proxy.hold_back(sha_of(SETTLE))
     first = await start_worker(**SHOP, REDIS_URL=proxy.url)
     for job_id in job_ids:
         await first.wait_for("completed", job_id=job_id)  # it has committed

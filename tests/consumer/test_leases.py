@@ -15,7 +15,7 @@ from tests.consumer.conftest import Effects, Logged, Work
 from tests.consumer.jobs import PING, Gate, Ping, calling
 from tests.consumer.redis_proxy import RedisProxy
 from tests.support.waiting import wait_until
-from worker.claim import Claim, Claims
+from worker.claim import Claim, Claims, Finish
 from worker.lease import Leases
 from worker.outcome import Completed
 from worker.queue import Queue
@@ -50,7 +50,7 @@ async def claimed(redis: Redis, *job_ids: str) -> list[Claim]:
     for place, job_id in enumerate(job_ids):
         await redis.set(f"arq:job:{job_id}", "{}")
         await redis.zadd("arq:queue", {job_id: place + 1})
-    return await Claims(redis, SECOND).take("arq:queue", len(job_ids), "me")
+    return await Claims(redis, SECOND).take(["arq:queue"], len(job_ids), "me")
 
 
 async def renewed(redis: Redis, claim: Claim) -> None:
@@ -132,7 +132,7 @@ async def test_a_job_that_is_settled_is_not_taken_for_one_that_was_wiped(
     assert not dropped.done()
     await dropped  # that renewal is given up by its timeout
     leases.stop()
-    assert await Claims(redis, SECOND).finish(claim, b"", timedelta(0))
+    assert await Claims(redis, SECOND).settle([Finish(claim)]) == [True]
     assert await redis.keys("*") == []
 
 

@@ -15,7 +15,7 @@ from tests.consumer.jobs import PING, Gate, Ping, calling
 from tests.consumer.redis_proxy import RedisProxy, sha_of
 from tests.support.waiting import wait_until
 from worker import broker, consumer
-from worker.claim import CLAIM, FINISH
+from worker.claim import CLAIM, SETTLE
 from worker.dev import EmbeddedValkey
 from worker.outbox import enqueue
 from worker.outcome import Completed, Duplicate
@@ -77,7 +77,7 @@ async def test_an_answer_that_is_lost_with_the_connection_is_a_duplicate_later(
     arq: ArqRedis, proxy: RedisProxy, work: Work, effects: Effects, logged: Logged
 ) -> None:
     await Queue(arq).enqueue(Ping(), job_id="a")
-    proxy.hold_back(sha_of(FINISH))
+    proxy.hold_back(sha_of(SETTLE))
     async with work(PING, redis_url=proxy.url) as worker:
         await proxy.holds.wait()
         assert await arq.exists("arq:job:a") == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -25,7 +26,7 @@ from worker.outcome import Completed, Dead, Duplicate, Outcome, Released, Retryi
 from worker.queue import Queue
 from worker.relay import Relay
 from worker.retry import RetryPolicy
-from worker.settle import settle
+from worker.settle import ending
 
 HOUR = timedelta(hours=1)
 
@@ -165,13 +166,14 @@ async def test_who_has_lost_the_lease_tells_redis_nothing(redis: Redis, outcome:
     claims = Claims(redis, timedelta(seconds=15))
     await redis.set("arq:job:a", "{}")
     await redis.zadd("arq:queue", {"a": 1})
-    [claim] = await claims.take("arq:queue", 1, "me")
+    [claim] = await claims.take(["arq:queue"], 1, "me")
     await redis.set("arq:in-progress:a", "another's")
     before = await everything(redis)
-    assert not await settle(claims, claim, Report(outcome, adopted=b"adopted"), HOUR)
+    told = ending(claim, Report(outcome, adopted=b"adopted"), HOUR)
+    assert await claims.settle([told]) == [False]
     assert await everything(redis) == before
     await redis.delete("arq:in-progress:a")
-    assert not await settle(claims, claim, Report(outcome, adopted=b"adopted"), HOUR)
+    assert await claims.settle([told]) == [False]
     assert await redis.get("arq:job:a") == b"{}"
     assert await redis.exists("arq:in-progress:a", "arq:result:a", "arq:retry:a") == 0
 
@@ -274,10 +276,10 @@ async def test_a_fault_of_the_look_itself_does_not_end_the_worker(
 ) -> None:
     take, failures = Claims.take, iter([ValueError("a bug")])
 
-    async def broken(self: Claims, queue: str, want: int, token: str) -> list[Claim]:
+    async def broken(self: Claims, queues: Sequence[str], want: int, token: str) -> list[Claim]:
         for error in failures:
             raise error
-        return await take(self, queue, want, token)
+        return await take(self, queues, want, token)
 
     monkeypatch.setattr(Claims, "take", broken)
     async with work(PING) as worker:

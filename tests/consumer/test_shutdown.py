@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
@@ -127,12 +128,12 @@ async def test_a_cancellation_that_a_library_swallows_is_sent_again(
     looking, gate = asyncio.Event(), Gate()
     take = Claims.take
 
-    async def swallow(self: Claims, queue: str, want: int, token: str) -> list[Claim]:
+    async def swallow(self: Claims, queues: Sequence[str], want: int, token: str) -> list[Claim]:
         if gate.reached.is_set() and not looking.is_set():
             looking.set()
             with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
-        return await take(self, queue, want, token)
+        return await take(self, queues, want, token)
 
     async def stubborn() -> None:
         with suppress(asyncio.CancelledError):

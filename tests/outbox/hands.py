@@ -26,7 +26,7 @@ from worker.relay import Pace, Relay
 from worker.reporting.observer import Observers
 from worker.retry import RetryPolicy
 from worker.run import current_run
-from worker.settle import settle
+from worker.settle import ending
 
 AN_HOUR = timedelta(hours=1)
 
@@ -143,7 +143,7 @@ class Hands:
 
     async def take(self, want: int = 1, queue: str = DEFAULT_QUEUE) -> list[Claim]:
         self._taken += 1
-        return await self.claims.take(queue, want, f"by-hand.{self._taken}")
+        return await self.claims.take([queue], want, f"by-hand.{self._taken}")
 
     async def carry_out(self, claim: Claim) -> Outcome:
         """Up to the commit in PostgreSQL, and no further: Redis isn't told."""
@@ -153,7 +153,7 @@ class Hands:
     async def finish(self, claim: Claim) -> Outcome:
         """One delivery from its claim to its acknowledgement."""
         report = await self._executor.execute(_delivery(claim))
-        await settle(self.claims, claim, report, AN_HOUR)
+        await self.claims.settle([ending(claim, report, AN_HOUR)])
         self.relay.acknowledged(claim.job_id)
         return report.outcome
 

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.outbox.hands import AN_HOUR, Count, Hands, Play, Stage
 from tests.support.waiting import wait_until
 from worker.availability import Availability
+from worker.claim import PutBack
 from worker.dev import EmbeddedValkey
 from worker.epoch import current_epoch
 from worker.lease import Leases
@@ -64,7 +65,7 @@ async def test_everything_from_the_outbox_is_sent_again_and_applied_once(
         if claim.job_id == snoozing:
             await hands.finish(claim)
         else:
-            await hands.claims.put_back(claim, timedelta(0))
+            await hands.claims.settle([PutBack(claim)])
             await hands.redis.zincrby("arq:queue", 10, claim.job_id)
     before = await hands.redis.zscore("arq:queue", snoozing)
 
