@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +18,7 @@ import structlog
 from arq.constants import health_check_key_suffix
 from redis.exceptions import RedisError
 
+from worker.acknowledgements import Acknowledgements
 from worker.claim import Claim, Claims, PutBack
 from worker.delivery import Delivery, Report
 from worker.heartbeat import Heartbeat, beat, farewell
@@ -35,12 +36,13 @@ from worker.outcome import (
     Snoozed,
     Yielded,
 )
-from worker.settle import ending
 from worker.shield import cancel_all
 from worker.wire import ABORT_SET
 
 AWAY_DELAY_S = 0.5
 """Between looks while Redis is away."""
+GATHER_S = 0.005
+"""A few free slots are filled together after this long, rather than one by one: each claim costs as much as a job."""
 LAST_WORDS_S = 5.0
 """For jobs that are cancelled when the grace is over, to roll back and to be put back."""
 
@@ -49,7 +51,7 @@ LAST_WORDS_S = 5.0
 class Engine:
     """What the consumer is given beside arq's own arguments."""
 
-    execute: Callable[[Delivery], Awaitable[Report]]
+    execute: Callable[[Delivery], Coroutine[Any, Any, Report]]
     may_claim: Callable[[], bool]
     """False while PostgreSQL is away."""
     acknowledged: Callable[[str], None]
@@ -75,11 +77,25 @@ class Worker(arq.worker.Worker):
         self._name = uuid4().hex
         self._claims_made = 0
         self._started_ms = time.time_ns() // 1_000_000
-        self._next_beat = 0.0
+        self._next_beat = self._next_abort = 0.0
         self._wake = asyncio.Event()
+        self._gathering: asyncio.TimerHandle | None = None
+        self._has_more = True
+        """Whether the last claim filled all free slots."""
+        self._due_in_s: float | None = None
+        """When the next job is due that isn't yet, as far as is known."""
+        self._sharing: set[str] = set()
+        """Jobs that wait in a batch of another, which has the slot."""
         self._grace_is_over = asyncio.Event()
         self._away_since: float | None = None
         self._claims_from = 0.0
+        self._acknowledgements = Acknowledgements(
+            engine.claims,
+            engine.leases,
+            timedelta(seconds=self.keep_result_s or 0),
+            is_busy=lambda: bool(self.tasks),
+            told=self._told,
+        )
         self._log = structlog.get_logger("worker.consumer")
 
     def wake(self) -> None:
@@ -115,31 +131,50 @@ class Worker(arq.worker.Worker):
         if self.on_startup:
             await self.on_startup(self.ctx)
         while not (self.is_stopping() and not self.tasks):
+            is_woken = self._wake.is_set()
             self._wake.clear()
             try:
                 if self._away_since is not None:
                     await self.pool.ping()
                     self._say_back(self._away_since)
-                is_last = self.burst and not self.tasks and not await self._engine.refill()
-                taken = await self._look()
+                is_last = self._is_idle() and self.burst and not await self._engine.refill()
+                await self._cancel_aborted_jobs()
+                await self.heart_beat()
+                taken = await self._take(in_earnest=is_woken or is_last or self._has_more)
             except Exception as error:  # noqa: BLE001 - the worker goes on
                 self._say_trouble(error)
                 await self._rest(AWAY_DELAY_S)
                 continue
-            if is_last and not taken and not self.tasks and self._may_claim():
+            if is_last and not taken and self._is_idle() and self._may_claim():
                 return
-            if not taken or len(self.tasks) >= self.max_jobs:
-                await self._rest(self.poll_delay_s)
+            await self._rest(min(self.poll_delay_s, self._due_in_s or self.poll_delay_s))
 
-    async def _look(self) -> int:
-        """Do what arq does at each poll. Returns how many jobs were taken."""
-        await self._cancel_aborted_jobs()
-        await self.heart_beat()
-        free = self.max_jobs - len(self.tasks)
-        if free <= 0 or not self._may_claim():
+    def _is_idle(self) -> bool:
+        return not self.tasks and not self._acknowledgements.is_pending()
+
+    def _free(self) -> int:
+        return self.max_jobs - len(self.tasks) + len(self._sharing)
+
+    async def _take(self, *, in_earnest: bool) -> int:
+        """Claim as many jobs as there are free slots, and start them. Returns how many.
+
+        Unless `in_earnest`, a cheap look comes first, which is all that an idle worker costs.
+        """
+        want = self._free()
+        if want <= 0 or not self._may_claim():
             return 0
+        self._due_in_s = None
+        if not in_earnest:
+            due_ms = await self._engine.claims.look(self._queues)
+            if due_ms is None or due_ms > 0:
+                self._due_in_s = due_ms and due_ms / 1000
+                return 0
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
         self._claims_made += 1
-        claims = await self._engine.claims.take(self._queues, free, f"{self._name}.{self._claims_made}")
+        claims = await self._engine.claims.take(self._queues, want, f"{self._name}.{self._claims_made}")
+        self._has_more = len(claims) == want
         strangers = [claim for claim in claims if not self._start(claim)]
         await self._engine.claims.settle([PutBack(claim, BUSY) for claim in strangers])
         return len(claims)
@@ -175,57 +210,62 @@ class Worker(arq.worker.Worker):
         self._engine.leases.hold(claim)
         if claim.aborted:
             self.aborting_tasks.add(claim.job_id)
-        # Two tasks, as in arq: the job's can be cancelled, its delivery's goes on to settle it.
         hold = _LeaseHold(self, claim, self._engine)
         delivery = Delivery(
             claim.job_id, claim.queue, claim.message, hold, claim.claimed_ms, claim.due_ms, claim.failures
         )
-        job = asyncio.ensure_future(self._engine.execute(delivery))
-        task = asyncio.create_task(self._deliver(claim, job), name=f"delivery {claim.job_id}")
-        self.job_tasks[claim.job_id], self.tasks[claim.job_id] = job, task
-        task.add_done_callback(partial(self._ended, claim.job_id))
+        task = self.loop.create_task(self._engine.execute(delivery))
+        self.job_tasks[claim.job_id] = self.tasks[claim.job_id] = task
+        task.add_done_callback(partial(self._ended, claim))
         return True
 
-    async def _deliver(self, claim: Claim, job: asyncio.Future[Report]) -> None:
-        try:
-            report = await job
-        except asyncio.CancelledError:
+    def _ended(self, claim: Claim, task: asyncio.Task[Report]) -> None:
+        """The slot is free; Redis is told a moment later."""
+        del self.tasks[claim.job_id], self.job_tasks[claim.job_id]
+        self.aborting_tasks.discard(claim.job_id)
+        self._sharing.discard(claim.job_id)
+        if task.cancelled():
             report = Report(Released("the worker stops"))
-        except BaseException as error:  # noqa: BLE001 - one job's fault is no other's
+        elif error := task.exception():  # one job's fault is no other's
             self._engine.fault(error)
             report = Report(Released("the runtime failed", OFFER_AGAIN))
-        await self._settle(await self._engine.leases.drop(claim), report)
+        else:
+            report = task.result()
+        self._acknowledgements.add(claim, report)
+        self._slot_is_free()
 
-    def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
-        del self.tasks[job_id], self.job_tasks[job_id]
-        self.aborting_tasks.discard(job_id)
-        if not task.cancelled() and (error := task.exception()):
-            self._engine.fault(error)
-        self.wake()
+    def share_slot(self, claim: Claim) -> None:
+        """This job waits in a batch of another, which has the slot: its own is free."""
+        self._sharing.add(claim.job_id)
+        self._slot_is_free()
 
-    async def _settle(self, claim: Claim, report: Report) -> None:
-        """What can't be told is left to the lease: the job is delivered again, and is a Duplicate then."""
+    def _slot_is_free(self) -> None:
+        """Claim again: at once where half of the slots are free, else when a few more may be."""
+        if not self._has_more:
+            if self.burst or self.is_stopping():
+                self.wake()
+        elif 2 * self._free() >= self.max_jobs:
+            self.wake()
+        elif self._gathering is None:
+            self._gathering = self.loop.call_later(GATHER_S, self.wake)
+
+    def _told(self, report: Report, claim: Claim) -> None:
+        """Redis was told of a job's end."""
         outcome = report.outcome
-        try:
-            keep = timedelta(seconds=self.keep_result_s or 0)
-            [settled] = await self._engine.claims.settle([ending(claim, report, keep)])
-        except (RedisError, OSError) as error:
-            hint = "it is delivered again, and if it was done it is a duplicate then"
-            self._log.warning("not_acknowledged", job_id=claim.job_id, reason=type(error).__name__, hint=hint)
-            return
         self.jobs_complete += isinstance(outcome, Completed | Duplicate)
         self.jobs_failed += isinstance(outcome, Dead | Cancelled)
         self.jobs_retried += isinstance(outcome, Retrying | Snoozed | Yielded)
         if isinstance(outcome, Final):
             self._engine.acknowledged(claim.job_id)
-        if not settled:
-            self._log.warning("lease_was_lost", job_id=claim.job_id, outcome=type(outcome).__name__.lower())
+        if self.burst:
+            self.wake()
 
     async def _cancel_aborted_jobs(self) -> None:
         """Those of arq's abort set that run here. arq reads the whole set, which anybody may fill."""
         job_ids = list(self.job_tasks)
-        if not job_ids:
+        if not job_ids or time.monotonic() < self._next_abort:
             return
+        self._next_abort = time.monotonic() + self.poll_delay_s
         asked: list[float | None] = await self.pool.zmscore(ABORT_SET, job_ids)
         aborted = [job_id for job_id, at in zip(job_ids, asked, strict=True) if at is not None]
         for job_id in aborted:
@@ -258,9 +298,10 @@ class Worker(arq.worker.Worker):
 
     async def _hand_back(self) -> None:
         """Cancel what still runs: it is rolled back, and its messages are put back."""
-        deaf = await cancel_all(self.job_tasks.values(), LAST_WORDS_S)
-        if not deaf and self.tasks:
-            _, deaf = await asyncio.wait(self.tasks.values(), timeout=LAST_WORDS_S)
+        deaf = await cancel_all(self.tasks.values(), LAST_WORDS_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._acknowledgements.all_sent()
         if deaf:
             hint = "the process ends without them, and their leases run out"
             self._log.error("jobs_ignore_cancellation", job_ids=sorted(self.tasks), hint=hint)
@@ -283,6 +324,9 @@ class _LeaseHold:
 
     def begins(self, timeout: timedelta) -> None:
         self._engine.leases.extend(self._claim, timeout)
+
+    def shares_slot(self) -> None:
+        self._worker.share_slot(self._claim)
 
     def is_stopping(self) -> bool:
         return self._worker.is_stopping()

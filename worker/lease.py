@@ -121,16 +121,16 @@ class Leases:
             held.claim = claim
             return True
 
-    async def drop(self, claim: Claim) -> Claim:
-        """Renew this one no more; it is about to be settled. Returns the claim that it is held by.
-
-        Waits for a renewal that is under way: it would take a settled job's missing key for one that was wiped.
-        """
+    def drop(self, claim: Claim) -> Claim:
+        """Renew this one no more; it is about to be settled. Returns the claim that it is held by."""
         with self._lock:
             held = self._held.pop(claim.raw_id, None)
+        return held.claim if held else claim
+
+    async def renewed(self) -> None:
+        """Wait for a renewal that is under way: it would take a settled job's missing key for one that was wiped."""
         while self._renewing.is_set():  # noqa: ASYNC110 - a thread's event, set for a millisecond in five seconds
             await asyncio.sleep(0.001)
-        return held.claim if held else claim
 
     def _renew_until_stopped(self) -> None:
         # A server that doesn't answer is given up early enough for another renewal within the lease.

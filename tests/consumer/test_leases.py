@@ -127,10 +127,11 @@ async def test_a_job_that_is_settled_is_not_taken_for_one_that_was_wiped(
     proxy.hold_back(claim.token.encode())
     leases.start()
     await proxy.holds.wait()
-    dropped = asyncio.create_task(leases.drop(claim))
+    leases.drop(claim)
+    renewed = asyncio.create_task(leases.renewed())
     await asyncio.sleep(0)
-    assert not dropped.done()
-    await dropped  # that renewal is given up by its timeout
+    assert not renewed.done()
+    await renewed  # that renewal is given up by its timeout
     leases.stop()
     assert await Claims(redis, SECOND).settle([Finish(claim)]) == [True]
     assert await redis.keys("*") == []
@@ -174,7 +175,7 @@ async def test_the_thread_outlives_whatever_it_meets(redis: Redis, redis_url: st
         return len(told.faults) >= 2
 
     await wait_until(is_told)
-    await leases.drop(overdue)
+    leases.drop(overdue)
     await renewed(redis, long)
     leases.stop()
     await redis.flushall()
