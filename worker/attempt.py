@@ -23,7 +23,7 @@ IMMEDIATE_RETRIES = 3
 """For conflicts and lost connections, before they count as a failure."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settled:
     """How a delivery was settled in PostgreSQL."""
 

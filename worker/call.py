@@ -19,7 +19,7 @@ BEYOND = timedelta(seconds=30)
 """How much longer than its handler a transaction may last before PostgreSQL ends it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work:
     """A job, and all that its transactions need."""
 
@@ -46,7 +46,7 @@ async def call(work: Work, begun: Begun, session: AsyncSession, guard: Guard) ->
     limit = asyncio.timeout(timeout.total_seconds())
     try:
         async with limit:
-            with guard.watching(), running(current_of(work.run, begun)):
+            with guard, running(current_of(work.run, begun)):
                 returned = await _run(work, begun, session)
             if session.in_transaction() and (session.new or session.dirty or session.deleted):
                 await session.flush()

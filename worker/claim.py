@@ -191,7 +191,7 @@ return settled
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Claim:
     """A job that this worker holds."""
 

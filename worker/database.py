@@ -124,6 +124,9 @@ def create_engine(url: str, *, pool_size: int, application: str = APPLICATION) -
     return engine
 
 
-def create_sessions(kind: type[GuardedSession] = GuardedSession) -> async_sessionmaker[AsyncSession]:
-    """What makes the fresh session of every attempt; bound to the attempt's connection, or to the engine."""
-    return async_sessionmaker(sync_session_class=kind, expire_on_commit=False, join_transaction_mode="rollback_only")
+SESSION_OPTIONS: dict[str, Any] = {"expire_on_commit": False, "join_transaction_mode": "rollback_only"}
+
+
+def create_sessions() -> async_sessionmaker[AsyncSession]:
+    """What makes the fresh session of every attempt, bound to the attempt's connection."""
+    return async_sessionmaker(sync_session_class=GuardedSession, **SESSION_OPTIONS)

@@ -1,4 +1,9 @@
-"""What passes between consumer and executor: a job as bytes one way, what came of it the other. Pure."""
+"""What passes between consumer and executor: a job as bytes one way, what came of it the other. Pure.
+
+These, and what else is made for each job (Claim, Message, Subject, Identity, Work, Begun, Settled), aren't frozen: a
+frozen dataclass takes a microsecond longer to make, and ten of them were a quarter of a job that does nothing. Nobody
+changes them.
+"""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,7 +33,7 @@ class Hold(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Delivery:
     """One delivery of one job."""
 
@@ -45,7 +50,7 @@ class Delivery:
     """As Redis counts them, for handlers that ask PostgreSQL nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Report:
     """What the consumer needs to settle a delivery."""
 

@@ -20,6 +20,8 @@ from worker.shield import answer_cancellation, to_its_end
 from worker.stored import as_text
 from worker.wire import UNREADABLE_NAME, Message, Unreadable, decode, restamp
 
+DEFAULT_RETRY = RetryPolicy()
+"""Of a message that no handler's policy is known for."""
 MAX_UNKNOWN = 1_000
 """Names that are told of. Whoever may enqueue chooses them."""
 
@@ -70,7 +72,7 @@ class Executor:
         self, delivery: Delivery, raw: bytes, message: Message | Unreadable, observation: Observation
     ) -> Settled:
         """Read the message, and make the attempt that it asks for."""
-        run, retry = _identity(delivery, message), RetryPolicy()
+        run, retry = _identity(delivery, message), DEFAULT_RETRY
         try:
             if isinstance(message, Unreadable):
                 raise InvalidPayload(f"The message can't be read: {message.reason}.")  # noqa: TRY301 - as the next one

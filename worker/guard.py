@@ -1,9 +1,7 @@
 """What a handler may not do with its session, and the sentence that it gets."""
 
 import asyncio
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from sqlalchemy import Connection
 from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
@@ -36,14 +34,13 @@ class Guard:
         self._misuse = SessionMisuse(sentence)
         raise self._misuse
 
-    @contextmanager
-    def watching(self) -> Generator[None]:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
         """Raises the misuse that happened within, at the latest at the end."""
-        try:
-            yield
-        finally:
-            if self._misuse is not None:
-                raise self._misuse
+        if self._misuse is not None:
+            raise self._misuse
 
 
 class GuardedSession(Session):

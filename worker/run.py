@@ -5,8 +5,7 @@ that failed leaves behind is in setback.py. `begin` and `complete`, which every 
 itself: through SQLAlchemy they took a fifth of an order job's time.
 """
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,7 +23,7 @@ Status = Literal["waiting", "retrying", "snoozed", "yielded", "completed", "dead
 FINAL = frozenset({"completed", "dead", "cancelled", "discarded"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Identity:
     """One job: the same id enqueued at another time is another job."""
 
@@ -40,7 +39,7 @@ class Identity:
         return {"id": self.job_id, "ms": self.enqueued_ms}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Begun:
     """The run is locked by this transaction and may go on."""
 
@@ -250,14 +249,17 @@ def current_run() -> CurrentRun:
         ) from None
 
 
-@contextmanager
-def running(run: CurrentRun) -> Generator[None]:
-    """Make `run` the current one."""
-    token = _current.set(run)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+class running:  # noqa: N801 - it is used as a function, and a generator would cost more than what it does
+    """Make a run the current one."""
+
+    def __init__(self, run: CurrentRun) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        self._token = _current.set(self._run)
+
+    def __exit__(self, *_raised: object) -> None:
+        _current.reset(self._token)
 
 
 def current_of(run: Identity, begun: Begun) -> CurrentRun:

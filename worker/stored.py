@@ -16,6 +16,8 @@ def as_jsonb(value: object, what: str) -> str:
 
     Raises Permanent where it is no JSON, over 64 KiB, or holds NUL or a lone surrogate. `what` names it in the error.
     """
+    if value is None:
+        return "null"
     try:
         encoded = to_json(value, inf_nan_mode="null")
     except PydanticSerializationError as error:
@@ -32,4 +34,6 @@ def as_jsonb(value: object, what: str) -> str:
 
 def as_text(value: str) -> str:
     """`value` as PostgreSQL's text takes it: NUL and lone surrogates escaped."""
+    if value.isascii() and "\0" not in value:
+        return value
     return value.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

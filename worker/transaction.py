@@ -1,10 +1,10 @@
 """One transaction of one job: begin, call the handler, mark it done, commit. Raises whatever goes wrong."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import asyncpg
+from pydantic_core import from_json
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker import run as ledger
@@ -96,4 +96,4 @@ async def _mark(
 
 async def _complete(driver: Driver, work: Work, begun: ledger.Begun, result: str) -> Completed:
     await ledger.complete(driver, work.run, begun, result)
-    return Completed(json.loads(result))
+    return Completed(from_json(result))

@@ -1,19 +1,19 @@
 """once=False: no run is kept of a success, and PostgreSQL is asked nothing before the handler asks. At least once."""
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import get_args
+from typing import Any, get_args
 
+from pydantic_core import from_json
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from worker import run as ledger
 from worker.call import Work, call
-from worker.database import create_sessions
+from worker.database import SESSION_OPTIONS
 from worker.faults import commit, in_ledger
 from worker.guard import GUARD, Guard, GuardedSession
 from worker.handler import Isolation
@@ -21,8 +21,8 @@ from worker.outcome import Completed
 from worker.shield import to_its_end
 from worker.stored import as_jsonb
 
-LIMITS = "ratchet_limits"
-"""Where a session's limits are found, in its info."""
+WORK = "ratchet_work"
+"""Where a session's job is found, in its info."""
 
 
 class UnkeptSession(GuardedSession):
@@ -33,7 +33,27 @@ class UnkeptSession(GuardedSession):
 def _limit(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
     """SQLAlchemy's event, for the class: to listen on each session would cost more than all the rest of it."""
     connection.execution_options(**{GUARD: session.info[GUARD]})
-    ledger.limit(connection, session.info[LIMITS])
+    work: Work = session.info[WORK]
+    ledger.limit(connection, work.limits)
+
+
+class LazySession(AsyncSession):
+    """A session that is made when it is first used: to make one costs as much as a third of a job that needs none."""
+
+    def __init__(self, bind: AsyncEngine, work: Work, guard: Guard) -> None:
+        self._given = {"bind": bind, "info": {GUARD: guard, WORK: work}}
+
+    def __getattr__(self, name: str) -> Any:
+        """Called where an attribute is missing, so the first time that anything of the session is asked for."""
+        given = self.__dict__.pop("_given", None)
+        if given is None:
+            raise AttributeError(name)
+        super().__init__(sync_session_class=UnkeptSession, **SESSION_OPTIONS, **given)
+        return getattr(self, name)
+
+    def in_transaction(self) -> bool:
+        """No, while it was never used."""
+        return "_given" not in self.__dict__ and super().in_transaction()
 
 
 class UnkeptTransactor:
@@ -41,7 +61,6 @@ class UnkeptTransactor:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._sessions = create_sessions(UnkeptSession)
         # An engine an isolation level: each shares the pool. To make one is slow.
         self._engines = {level: engine.execution_options(isolation_level=level) for level in get_args(Isolation)}
 
@@ -54,7 +73,7 @@ class UnkeptTransactor:
         begun = ledger.Begun(failures, None, {}, datetime.now(UTC), transaction="")
         on_begun(failures)
         engine = self._engines[work.handler.isolation]
-        session = self._sessions(bind=engine, info={GUARD: guard, LIMITS: work.limits})
+        session = LazySession(engine, work, guard)
         try:
             result = as_jsonb(await call(work, begun, session, guard), "result")
             if session.in_transaction():
@@ -67,7 +86,7 @@ class UnkeptTransactor:
         if work.run.from_outbox:
             with in_ledger():
                 await to_its_end(self._close(work.run))
-        return Completed(json.loads(result))
+        return Completed(from_json(result))
 
     async def _close(self, run: ledger.Identity) -> None:
         async with self._engine.begin() as connection:

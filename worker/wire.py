@@ -27,7 +27,7 @@ ABORTED = "CancelledError"
 """What the text of a cancelled job's result begins with."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """A job on its way."""
 
@@ -102,7 +102,7 @@ def _decode(raw: bytes) -> Message:
     if not isinstance(body, dict):
         raise ValueError("the message is no JSON object; enqueue through Ratchet or arq with a JSON serializer")  # noqa: TRY004 - a fault of data
     body = cast("dict[str, Any]", body)
-    name, positional, arguments, enqueued_ms = (body.get(key) for key in ("f", "a", "k", "et"))
+    name, positional, arguments, enqueued_ms = body.get("f"), body.get("a"), body.get("k"), body.get("et")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ValueError("the message has no job name in 'f'; give the name of a job")
     if positional:

@@ -3,19 +3,18 @@
 import logging
 import re
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
-from contextvars import Token
-from typing import Any, assert_never
+from contextvars import ContextVar, Token
+from functools import cached_property
+from typing import Any, Self, assert_never
 
 import sentry_sdk
 import structlog
-from structlog.contextvars import bind_contextvars, reset_contextvars
+from structlog.typing import EventDict, WrappedLogger
 
 from worker.errors import UnknownJob
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Outcome, Released, Retrying, Snoozed, Yielded
 from worker.reporting.expected import is_expected
-from worker.reporting.observer import Observation, Subject
+from worker.reporting.observer import Subject
 from worker.reporting.tracebacks import error_name
 
 MAX_SHOWN = 2_000
@@ -29,18 +28,12 @@ class LogObserver:
     def __init__(self, *, payloads: bool = False) -> None:
         """With `payloads` the payload and the error's text are logged too; both may hold data."""
         self._payloads = payloads
-        self._log = structlog.get_logger("worker.job")
+        # Bound once: structlog's own proxy binds anew for each line.
+        self._log = structlog.get_logger("worker.job").bind()
 
-    @contextmanager
-    def observe(self, subject: Subject) -> Generator[Observation]:
-        """Bind the job to the context of the attempt's task."""
-        trace_id = _trace_id(subject)
-        trace = {"trace_id": trace_id} if trace_id else {}
-        tokens = dict(bind_contextvars(job=subject.name, job_id=subject.job_id, queue=subject.queue, **trace))
-        try:
-            yield _LoggedAttempt(self._log, subject, tokens, payloads=self._payloads)
-        finally:
-            reset_contextvars(**tokens)
+    def observe(self, subject: Subject) -> "_LoggedAttempt":
+        """Make the job known to what is logged in the attempt's task."""
+        return _LoggedAttempt(self._log, subject, payloads=self._payloads)
 
     def fault(self, part: str, error: BaseException) -> None:
         """One line: a warning for what happens to everybody, else an error with the frames it came through."""
@@ -54,18 +47,40 @@ class LogObserver:
 
 
 class _LoggedAttempt:
-    def __init__(self, log: Any, subject: Subject, tokens: dict[str, Token[Any]], *, payloads: bool) -> None:
+    def __init__(self, log: Any, subject: Subject, *, payloads: bool) -> None:
         self._log = log
         self._subject = subject
-        self._tokens = tokens
         self._payloads = payloads
+        self._attempt = 0
         self._started = time.perf_counter()
+        self._token: Token[_LoggedAttempt | None] | None = None
+
+    def __enter__(self) -> Self:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        if self._token is not None:
+            _current.reset(self._token)
 
     def begun(self, attempt: int) -> None:
-        # Only the first token leads back to what was bound before; a chunked job begins once a chunk.
-        self._tokens.setdefault("attempt", bind_contextvars(attempt=attempt)["attempt"])
+        self._attempt = attempt
+
+    @cached_property
+    def _trace(self) -> dict[str, object]:
+        trace_id = _trace_id(self._subject)
+        return {"trace_id": trace_id} if trace_id else {}
+
+    def bound(self) -> dict[str, object]:
+        """What each line of the attempt carries."""
+        attempt = {"attempt": self._attempt} if self._attempt else {}
+        subject = self._subject
+        return {"job": subject.name, "job_id": subject.job_id, "queue": subject.queue, **attempt, **self._trace}
 
     def ended(self, outcome: Outcome, error: BaseException | None) -> None:
+        level = _level(outcome)
+        if not self._log.is_enabled_for(level):
+            return
         fields: dict[str, object] = {
             "ms": round((time.perf_counter() - self._started) * 1000, 1),
             "latency_ms": self._subject.latency_ms,
@@ -77,7 +92,17 @@ class _LoggedAttempt:
                 fields["error_text"] = outcome.error
         if self._payloads:
             fields["payload"] = self._subject.payload[:MAX_SHOWN].decode("utf-8", "replace")
-        self._log.log(_level(outcome), type(outcome).__name__.lower(), **fields)
+        self._log.log(level, type(outcome).__name__.lower(), **fields)
+
+
+# A context variable of our own, read when a line is logged: most attempts log one line or none.
+_current: ContextVar[_LoggedAttempt | None] = ContextVar("logged_attempt", default=None)
+
+
+def add_attempt(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """A structlog processor: names the attempt, in whose task or a task of its own a line is logged."""
+    attempt = _current.get()
+    return event if attempt is None else {**attempt.bound(), **event}
 
 
 def _level(outcome: Outcome) -> int:

@@ -14,6 +14,7 @@ import structlog
 from structlog.contextvars import merge_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from worker.reporting.log_observer import add_attempt
 from worker.reporting.tracebacks import without_texts
 from worker.settings import Settings
 
@@ -39,7 +40,7 @@ def configure(settings: Settings) -> None:
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     finish: list[Processor] = _finish(settings, colors=stream.isatty())
     structlog.configure(
-        processors=[merge_contextvars, structlog.processors.add_log_level, _add_name, *finish],
+        processors=[merge_contextvars, add_attempt, structlog.processors.add_log_level, _add_name, *finish],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=partial(Lines, stream),
         cache_logger_on_first_use=False,
@@ -50,6 +51,7 @@ def configure(settings: Settings) -> None:
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[
                 merge_contextvars,
+                add_attempt,
                 structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
                 _add_extra,

@@ -8,7 +8,7 @@ from typing import Protocol
 from worker.outcome import Outcome
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Subject:
     """The job that an attempt is about."""
 
@@ -54,9 +54,12 @@ class Observers:
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
         self._observers = tuple(observers)
 
-    @contextmanager
-    def observe(self, subject: Subject) -> Generator[Observation]:
+    def observe(self, subject: Subject) -> AbstractContextManager[Observation]:
         """Every observer's observation as one."""
+        return self._observers[0].observe(subject) if len(self._observers) == 1 else self._observe(subject)
+
+    @contextmanager
+    def _observe(self, subject: Subject) -> Generator[Observation]:
         with ExitStack() as stack:
             yield _Observations([stack.enter_context(each.observe(subject)) for each in self._observers])
 
