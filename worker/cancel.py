@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from worker.faults import LOCK_NOT_AVAILABLE, sqlstate
 from worker.operations import Done, UnknownIdError, WrongStatusError
 from worker.overview import newest
+from worker.parking import PARKED
 from worker.run import Identity
 from worker.wire import JOB_KEY, UNREADABLE_NAME, Unreadable, decode
 
@@ -82,7 +83,9 @@ _LOCK_TIMEOUT = text("select set_config('lock_timeout', :ms, true)")
 
 # The message of another job of this id, which came before or after, is left alone. What somebody works on is asked to
 # abort, as arq's Job.abort() does; only what nobody holds is taken.
-TAKE_MESSAGE = """
+TAKE_MESSAGE = (
+    PARKED
+    + """
 local queue, id, message, running = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 if redis.call('GET', 'arq:job:' .. id) ~= message then return 0 end
 if running == '1' or redis.call('EXISTS', 'arq:in-progress:' .. id) == 1 then
@@ -92,8 +95,21 @@ if running == '1' or redis.call('EXISTS', 'arq:in-progress:' .. id) == 1 then
 end
 redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id)
 redis.call('ZREM', queue, id)
+local parking = parking_of(queue, id)
+if parking then redis.call('ZREM', parking, id) end
 return 2
 """
+)
+
+FIND_QUEUE = (
+    PARKED
+    + """
+for _, queue in ipairs(KEYS) do
+    if redis.call('ZSCORE', queue, ARGV[1]) or parking_of(queue, ARGV[1]) then return queue end
+end
+return false
+"""
+)
 
 
 async def cancel(engine: AsyncEngine, redis: Redis, job_id: str, queues: Sequence[str]) -> Done | Asked:
@@ -150,10 +166,11 @@ async def _in_redis(redis: Redis, job_id: str, queues: Sequence[str]) -> _Target
     name, from_outbox = (
         (UNREADABLE_NAME, False) if isinstance(message, Unreadable) else (message.name, message.from_outbox)
     )
-    for queue in queues:
-        if await redis.zscore(queue, job_id) is not None:
-            return _Target(Identity(job_id, message.enqueued_ms, name, queue, from_outbox), raw, has_row=False)
-    return None
+    script: Any = redis.register_script(FIND_QUEUE)
+    queue: bytes | None = await script(keys=queues, args=[job_id])
+    if queue is None:
+        return None
+    return _Target(Identity(job_id, message.enqueued_ms, name, queue.decode(), from_outbox), raw, has_row=False)
 
 
 async def _cancel(connection: AsyncConnection, target: _Target) -> None:

@@ -64,6 +64,8 @@ class Engine:
     """Ends the process where jobs don't let themselves be cancelled."""
     leases: Leases
     claims: Claims
+    draw: Callable[[], Sequence[str]]
+    """The queues, in the order of the next look."""
 
 
 class Worker(arq.worker.Worker):
@@ -173,7 +175,7 @@ class Worker(arq.worker.Worker):
             self._gathering.cancel()
             self._gathering = None
         self._claims_made += 1
-        claims = await self._engine.claims.take(self._queues, want, f"{self._name}.{self._claims_made}")
+        claims = await self._engine.claims.take(self._engine.draw(), want, f"{self._name}.{self._claims_made}")
         self._has_more = len(claims) == want
         strangers = [claim for claim in claims if not self._start(claim)]
         await self._engine.claims.settle([PutBack(claim, BUSY) for claim in strangers])

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.chunk import Chunk, Step
 from worker.job import Job
+from worker.limits import Gate, Rate
 from worker.retry import RetryPolicy
 
 J = TypeVar("J", bound=Job)
@@ -29,12 +30,18 @@ class Policy:
     isolation: Isolation = "READ COMMITTED"
     statement_timeout: timedelta | None = None
     lock_timeout: timedelta | None = None
+    max_concurrent: int | None = None
+    """Jobs of this name that run at once, over all workers."""
+    rate: Rate | None = None
+    """How often jobs of this name start, over all workers. A retry is a start too."""
 
     def __post_init__(self) -> None:
         for limit in ("timeout", "statement_timeout", "lock_timeout"):
             value: timedelta | None = getattr(self, limit)
             if value is not None and value <= timedelta(0):
                 raise ValueError(f"A handler got {limit}={value}; give a time above zero.")
+        if self.max_concurrent is not None and self.max_concurrent < 1:
+            raise ValueError(f"A handler got max_concurrent={self.max_concurrent}; give at least 1.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +102,10 @@ def bind(handlers: Iterable[AnyHandler]) -> HandlerTable:
                 )
             table[name] = handler
     return MappingProxyType(table)
+
+
+def gates(handlers: HandlerTable) -> Mapping[str, Gate]:
+    """What a message has to pass, by the name that it carries; aliases share the limits of their job's name."""
+    return {
+        name: Gate(handler.job.job_name, handler.max_concurrent, handler.rate) for name, handler in handlers.items()
+    }

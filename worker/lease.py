@@ -27,15 +27,16 @@ local time = redis.call('TIME')
 local lease = tonumber(ARGV[1])
 local until_ms = time[1] * 1000 + math.floor(time[2] / 1000) + lease
 local lost = {}
-for i = 2, #ARGV, 3 do
-    local id, token, queue = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+for i = 2, #ARGV, 4 do
+    local id, token, queue, limited = unpack(ARGV, i, i + 3)
     local held = redis.pcall('GET', 'arq:in-progress:' .. id)
     if held and held ~= token then
-        lost[#lost + 1] = (i + 1) / 3
+        lost[#lost + 1] = (i + 2) / 4
     else
         redis.call('SET', 'arq:in-progress:' .. id, token, 'PX', lease)
         redis.call('ZADD', queue, 'XX', until_ms, id)
         redis.call('ZADD', 'ratchet:leases:' .. queue, until_ms, id)
+        if limited ~= '' then redis.call('ZADD', 'ratchet:permits:' .. limited, until_ms, id) end
     end
 end
 return lost
@@ -171,7 +172,7 @@ class Leases:
         if not live:
             self._away = False
         else:
-            arguments = [part for one in live for part in (one.claim.raw_id, one.claim.token, one.claim.queue)]
+            arguments = [part for one in live for part in _arguments(one.claim)]
             lost: list[int] = renew(keys=[], args=[self._lease_ms, *arguments])
             self._away = False
             for place in lost:
@@ -182,6 +183,11 @@ class Leases:
         if not one.said:
             self._log.warning(event, job_id=one.claim.job_id, hint=hint)
         one.said = True
+
+
+def _arguments(claim: Claim) -> tuple[bytes | str, ...]:
+    """What RENEW takes of one job."""
+    return claim.raw_id, claim.token, claim.queue, claim.limited
 
 
 def end_this_process(grace: timedelta) -> Callable[[], None]:

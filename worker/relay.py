@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import structlog
 from redis.asyncio import Redis
@@ -151,11 +150,11 @@ def _is_contention(error: Exception) -> bool:
     return sqlstate(error) in {LOCK_NOT_AVAILABLE, UNIQUE_VIOLATION}
 
 
-async def listen(url: str, wake: Callable[[], None], application: str) -> None:
-    """Call `wake` whenever a transaction that enqueued has committed. Reconnects for ever; ends when cancelled."""
+async def listen(url: str, wakes: Mapping[str, Callable[[], None]], application: str) -> None:
+    """Call what stands beside a channel when that is notified. Reconnects for ever; ends when cancelled."""
 
-    def on_notify(*_: Any) -> None:
-        wake()
+    def on_notify(_connection: object, _pid: int, channel: str, _payload: object) -> None:
+        wakes[channel]()
 
     log, is_lost = structlog.get_logger("worker.relay"), False
     while True:
@@ -164,8 +163,9 @@ async def listen(url: str, wake: Callable[[], None], application: str) -> None:
             ended = asyncio.Event()
             try:
                 connection.add_termination_listener(lambda _, ended=ended: ended.set())
-                await connection.add_listener(CHANNEL, on_notify)
-                wake()
+                for channel, wake in wakes.items():
+                    await connection.add_listener(channel, on_notify)
+                    wake()
                 if is_lost:
                     log.warning("listening_again")
                 is_lost = False

@@ -24,8 +24,13 @@ from worker.consumer import Engine, Worker
 from worker.database import APPLICATION, DatabaseAway, create_engine
 from worker.executor import Executor
 from worker.faults import is_lost_connection
+from worker.handler import gates
 from worker.heartbeat import BEAT_EVERY_S
 from worker.lease import Leases, end_this_process
+from worker.limits import Limits, Paused
+from worker.pauses import CHANNEL as PAUSE_CHANNEL
+from worker.pauses import Pauses
+from worker.relay import CHANNEL as OUTBOX_CHANNEL
 from worker.relay import Pace, Relay, listen
 from worker.reporting.observer import Observer
 from worker.settings import Settings
@@ -43,6 +48,7 @@ class Services:
     availability: Availability
     relay: Relay
     executor: Executor
+    pauses: Pauses
 
 
 @asynccontextmanager
@@ -61,10 +67,11 @@ async def services(app: App, settings: Settings, observer: Observer, *, pushed: 
     )
     relay = Relay(engine, redis, availability, observer, pushed=pushed, pace=pace)
     executor = Executor(app.handlers, engine, observer, availability, worker_name())
+    pauses = Pauses(engine, availability, observer)
     listen_url = settings.listen_url.get_secret_value() if settings.listen_url else database_url
     parts = (
         relay.run(),
-        listen(listen_url, relay.wake, f"{APPLICATION} listen"),
+        listen(listen_url, {OUTBOX_CHANNEL: relay.wake, PAUSE_CHANNEL: pauses.wake}, f"{APPLICATION} listen"),
         Ticker(engine, app.schedule, availability, observer).run(),
     )
     async with AsyncExitStack() as stack:
@@ -72,7 +79,7 @@ async def services(app: App, settings: Settings, observer: Observer, *, pushed: 
         stack.push_async_callback(redis.aclose)
         stack.push_async_callback(availability.close)
         stack.push_async_callback(cancel_all, [asyncio.create_task(part) for part in parts])
-        yield Services(engine, redis, availability, relay, executor)
+        yield Services(engine, redis, availability, relay, executor, pauses)
 
 
 async def run_worker(app: App, settings: Settings, observer: Observer, *, burst: bool = False) -> None:
@@ -102,6 +109,12 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
                 await parts.availability.check()
                 return True
 
+        limits = Limits(gates(app.handlers))
+
+        def pauses_changed(paused: Paused) -> None:
+            limits.pause(paused)
+            pushed()
+
         leases = Leases(
             settings.redis_url.get_secret_value(),
             lease,
@@ -113,13 +126,14 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
             arq_functions(app),
             engine=Engine(
                 execute=parts.executor.execute,
-                may_claim=parts.availability.is_up,
+                may_claim=lambda: parts.availability.is_up() and parts.pauses.are_known(),
                 acknowledged=parts.relay.acknowledged,
                 refill=refill,
                 fault=partial(observer.fault, "consumer"),
                 abandon=partial(os._exit, os.EX_SOFTWARE),
                 leases=leases,
-                claims=Claims(parts.redis, lease),
+                claims=Claims(parts.redis, lease, limits),
+                draw=settings.queue_order.draw,
             ),
             queues=settings.queues,
             redis_pool=parts.redis,
@@ -131,11 +145,12 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
             job_completion_wait=settings.shutdown_grace,
             health_check_interval=BEAT_EVERY_S,
         )
-        wakes = asyncio.create_task(listen_for_wakes(parts.redis, worker.wake))
+        helpers = (listen_for_wakes(parts.redis, worker.wake), parts.pauses.run(pauses_changed))
+        tasks = [asyncio.create_task(helper) for helper in helpers]
         try:
             await worker.serve()
         finally:
-            await cancel_all([wakes])
+            await cancel_all(tasks)
     if leases.are_overdue:
         sys.exit(os.EX_SOFTWARE)  # it ended in order, but a supervisor that restarts failures alone must restart it
 

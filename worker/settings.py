@@ -1,6 +1,7 @@
 """Settings from the environment. Checked at start, with sentences."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -8,7 +9,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.broker import check_url
-from worker.job import DEFAULT_QUEUE, NAME
+from worker.job import DEFAULT_QUEUE
+from worker.queue_order import QueueOrder, parse_order
 
 DEFAULT_REDIS_URL = "redis://localhost:6379"
 DEFAULT_CONCURRENCY = 10
@@ -35,7 +37,7 @@ class Settings(BaseSettings):
     sentry_dsn: SecretStr | None = Field(None, validation_alias="SENTRY_DSN")
 
     app: str = "jobs.app:app"
-    queues: Annotated[tuple[str, ...], NoDecode] = (DEFAULT_QUEUE,)
+    queues: Annotated[QueueOrder, NoDecode] = QueueOrder((DEFAULT_QUEUE,))
     concurrency: int = Field(DEFAULT_CONCURRENCY, ge=1, le=10_000)
     processes: int = Field(1, ge=1)
     pool_size: int | None = Field(None, ge=1, le=20_000)
@@ -59,17 +61,14 @@ class Settings(BaseSettings):
     sentry_environment: str | None = None
     sentry_send_payloads: bool = False
 
-    @field_validator("queues", mode="before")
+    @field_validator("queues", mode="plain")
     @classmethod
-    def _split_queues(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
-    @field_validator("queues")
-    @classmethod
-    def _check_queues(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or not all(NAME.fullmatch(queue) for queue in value):
-            raise ValueError("give names of queues, separated by commas")
-        return value
+    def _read_queues(cls, value: str | Iterable[str]) -> QueueOrder:
+        return (
+            value
+            if isinstance(value, QueueOrder)
+            else parse_order(value.split(",") if isinstance(value, str) else value)
+        )
 
     @field_validator("processes")
     @classmethod
@@ -104,6 +103,11 @@ class Settings(BaseSettings):
                 f"WORKER_POOL_SIZE is {self.pool_size}: raise it or lower WORKER_CONCURRENCY."
             )
         return self
+
+    @property
+    def queue_order(self) -> QueueOrder:
+        """The same as `queues`, which knows in which order to look at them."""
+        return self.queues
 
     @property
     def connections(self) -> int:

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.heartbeat import Heartbeat, live_workers
+from worker.pauses import paused
 
 LOOK_AT = 1_000
 """Jobs a queue, and ten times as many outbox rows, that are looked at for unknown names; the oldest."""
@@ -45,10 +46,13 @@ class Status:
     dead: int
     unknown_jobs: Mapping[str, int]
     """Names that the app has no handler for, and how many were seen of each; not all jobs are looked at."""
+    paused_queues: tuple[str, ...] = ()
+    paused_names: tuple[str, ...] = ()
 
 
 # A claim moves the score to the end of the lease, so what is held lies between now and then; a job that a stock arq
-# worker holds keeps its score and is due. Only the beginning of a message is read: it may have a megabyte.
+# worker holds keeps its score and is due. What is parked is due too. Only the beginning of a message is read: it may
+# have a megabyte.
 LOOK = """
 local queue, lease, limit = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
@@ -68,8 +72,16 @@ for _, id in ipairs(soon) do
     held = held + redis.call('EXISTS', 'arq:in-progress:' .. id)
     heads[#heads + 1] = redis.pcall('GETRANGE', 'arq:job:' .. id, 0, 511)
 end
+local parked = 0
+for _, name in ipairs(redis.call('SMEMBERS', 'ratchet:parked:' .. queue)) do
+    local parking = 'ratchet:parked:' .. queue .. '/' .. name
+    local first = redis.call('ZRANGE', parking, 0, 0, 'WITHSCORES')
+    if first[2] then oldest = math.max(oldest or 0, now - first[2]) end
+    parked = parked + redis.call('ZCARD', parking)
+end
 return {
-    redis.call('ZCARD', queue) - held - held_due, redis.call('ZCOUNT', queue, '-inf', now) - held_due,
+    redis.call('ZCARD', queue) - held - held_due + parked,
+    redis.call('ZCOUNT', queue, '-inf', now) - held_due + parked,
     oldest and tostring(oldest), held + held_due, heads
 }
 """
@@ -97,6 +109,7 @@ async def status(
         dead = {row.queue: int(row.runs) for row in await connection.execute(_DEAD)}
         limit = {"limit": 10 * LOOK_AT}
         names = Counter({row.name: int(row.rows) for row in await connection.execute(_NAMES, limit)})
+    held_back = await paused(engine)
     workers = await live_workers(redis)
     shown = {*queues, *unsent, *dead, *(queue for worker in workers for queue in worker.queues)}
     look: Any = redis.register_script(LOOK)
@@ -119,4 +132,6 @@ async def status(
         sum(dead.values()),
         # What came through the outbox stands in both, until it is final.
         {name: count for name, count in sorted((names | in_redis).items()) if name not in known},
+        tuple(sorted(held_back.queues)),
+        tuple(sorted(held_back.names)),
     )

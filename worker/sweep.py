@@ -13,19 +13,23 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker import lanes
 from worker.brief import brief_transaction, turn
+from worker.parking import PARKED
 from worker.push import Pusher
 
-# Whole: the message is there, and its id in the queue. (A job that runs has both.)
-WHOLE = """
+# Whole: the message is there, and its id in the queue or parked. (A job that runs has both.)
+WHOLE = (
+    PARKED
+    + """
 local missing = {}
 for i = 1, #ARGV, 2 do
-    local score = redis.pcall('ZSCORE', ARGV[i + 1], ARGV[i])
-    if type(score) ~= 'string' or redis.call('EXISTS', 'arq:job:' .. ARGV[i]) == 0 then
+    local is_queued = type(redis.pcall('ZSCORE', ARGV[i + 1], ARGV[i])) == 'string' or parking_of(ARGV[i + 1], ARGV[i])
+    if not is_queued or redis.call('EXISTS', 'arq:job:' .. ARGV[i]) == 0 then
         missing[#missing + 1] = (i + 1) / 2
     end
 end
 return missing
 """
+)
 
 # After a wipe living workers are given time to restore the in-progress keys of what they run.
 _BEGIN = text("""

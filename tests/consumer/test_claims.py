@@ -7,7 +7,8 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.support.waiting import wait_until
-from worker.claim import PAGE, PAGES, Claim, Claims, Finish, PutBack, readable_id
+from worker.claim import Claim, Claims, Finish, PutBack, readable_id
+from worker.claim_script import PAGE, PAGES
 from worker.job import MAX_PAYLOAD_BYTES
 from worker.wire import MAX_MESSAGE_BYTES
 

@@ -23,10 +23,10 @@ from tests.consumer.conftest import Effects
 from tests.consumer.redis_proxy import RedisProxy, sha_of
 from tests.support.processes import WorkerProcess
 from tests.support.waiting import wait_until
-from worker.claim import SETTLE
 from worker.models import Outbox, Run
 from worker.outbox import enqueue
 from worker.queue import Queue
+from worker.settle_script import SETTLE
 
 ENV = {
     "WORKER_APP": "tests.consumer.app:app",

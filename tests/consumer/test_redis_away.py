@@ -15,11 +15,12 @@ from tests.consumer.jobs import PING, Gate, Ping, calling
 from tests.consumer.redis_proxy import RedisProxy, sha_of
 from tests.support.waiting import wait_until
 from worker import broker, consumer
-from worker.claim import CLAIM, SETTLE
+from worker.claim_script import CLAIM
 from worker.dev import EmbeddedValkey
 from worker.outbox import enqueue
 from worker.outcome import Completed, Duplicate
 from worker.queue import Queue
+from worker.settle_script import SETTLE
 
 
 @pytest.fixture(autouse=True)

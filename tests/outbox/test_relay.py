@@ -368,7 +368,7 @@ def _ms(message: bytes | None) -> int:
 
 async def test_a_commit_wakes_the_relay_by_notify(hands: Hands, database_url: str) -> None:
     relay = patient(hands, poll=AN_HOUR)
-    listening = asyncio.create_task(listen(database_url, relay.wake, "test listens"))
+    listening = asyncio.create_task(listen(database_url, {CHANNEL: relay.wake}, "test listens"))
     async with running(relay):
         [job_id] = await hands.enqueue(Play())
         await wait_until(is_queued(hands, job_id))

@@ -24,6 +24,8 @@ COMMANDS = {
     "replay": "worker.cli.operations",
     "cancel": "worker.cli.operations",
     "discard": "worker.cli.operations",
+    "pause": "worker.cli.pause",
+    "resume": "worker.cli.pause",
     "status": "worker.cli.status",
     "schema": "worker.cli.schema",
     "doctor": "worker.cli.doctor",

@@ -81,5 +81,8 @@ def _print(found: Status) -> None:
         typer.echo(f"The oldest unsent outbox row has been due for {shown(found.oldest_unsent_s)} s.")
     if found.dead:
         typer.echo(f"Dead jobs: {found.dead}. See worker runs --status dead, then worker replay or discard.")
+    for kind, names in (("queue", found.paused_queues), ("name", found.paused_names)):
+        for name in names:
+            typer.echo(f"Paused: the {kind} {printable(name)}. worker resume --{kind} {printable(name)} lets it go on.")
     for name, count in found.unknown_jobs.items():
         typer.echo(f"Jobs of the unknown name {printable(name)}: {count}. They wait for a worker that has a handler.")

@@ -1,0 +1,269 @@
+"""What the claim script does with limits: permits as leases, rates by Redis's clock, and parking."""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tests.consumer.jobs import Ping, Pong
+from tests.support.waiting import wait_until
+from worker.cancel import cancel
+from worker.claim import Claim, Claims, Finish, PutBack
+from worker.job import Job
+from worker.limits import Gate, Limits, Paused, Rate
+from worker.queue import Queue
+from worker.sweep import WHOLE
+from worker.wake import IDLE_KEY
+
+QUEUE = "arq:queue"
+LEASE = timedelta(seconds=15)
+HOUR = timedelta(hours=1)
+PARKED = "ratchet:parked:arq:queue/ping"
+PERMITS = "ratchet:permits:ping"
+
+Made = Callable[..., Claims]
+
+
+@pytest.fixture
+def worker(redis: Redis) -> Made:
+    """Make the claims of another worker; gates are of `ping`, which is called `pin` too."""
+
+    def made(limits: Limits | None = None, lease: timedelta = LEASE, **gate: int | Rate) -> Claims:
+        known = Gate("ping", **gate)  # type: ignore[arg-type]  # the test knows which is which
+        return Claims(redis, lease, limits or Limits({"ping": known, "pin": known}))
+
+    return made
+
+
+def ids(claims: Sequence[Claim]) -> list[str]:
+    return [claim.job_id for claim in claims]
+
+
+async def put(redis: Redis, *jobs: tuple[str, Job]) -> None:
+    for job_id, job in jobs:
+        assert await Queue(redis).enqueue(job, job_id=job_id)
+
+
+async def pings(redis: Redis, count: int) -> list[str]:
+    return await Queue(redis).enqueue_many(Ping(n=n) for n in range(count))
+
+
+async def empty(redis: Redis) -> None:
+    await redis.flushall()
+
+
+async def test_no_more_than_the_limit_over_all_workers_and_others_pass(redis: Redis, worker: Made) -> None:
+    sent = await pings(redis, 5)
+    await put(redis, ("other", Pong()))
+    one, other = worker(max_concurrent=2), worker(max_concurrent=2)
+    taken = await one.take([QUEUE], 9, "one")
+    assert sorted(ids(taken)) == sorted([*sent[:2], "other"])
+    assert [claim.limited for claim in taken] == ["ping", "ping", ""]
+    assert await other.take([QUEUE], 9, "other") == []
+    assert await redis.zcard(PARKED) == 3
+    assert await one.settle([Finish(taken[0])]) == [True]
+    assert len(await other.take([QUEUE], 9, "other")) == 1
+    assert await one.take([QUEUE], 9, "one") == []
+    await empty(redis)
+
+
+async def test_a_parked_job_keeps_its_place_and_its_due_time(redis: Redis, worker: Made) -> None:
+    claims = worker(max_concurrent=1)
+    sent = await pings(redis, 4)
+    scores = {job_id: await redis.zscore(QUEUE, job_id) for job_id in sent}
+    started: list[str] = []
+    for _ in sent:
+        [claim] = await claims.take([QUEUE], 9, "me")
+        started.append(claim.job_id)
+        assert claim.due_ms == scores[claim.job_id]
+        await claims.settle([Finish(claim)])
+    assert started == sorted(sent)
+    assert await claims.take([QUEUE], 9, "me") == []
+    assert await redis.keys("ratchet:parked:*") + await redis.keys("arq:*") == []
+
+
+async def test_a_backlog_of_limited_jobs_is_met_once_and_costs_later_claims_nothing(redis: Redis, worker: Made) -> None:
+    claims = worker(max_concurrent=1)
+    await pings(redis, 2500)
+    await put(redis, ("behind", Pong()))
+    assert len(await claims.take([QUEUE], 1, "me")) == 1
+    assert ids(await claims.take([QUEUE], 1, "me")) == ["behind"]
+    assert await redis.zcard(PARKED) == 2499
+    before = await commands(redis)
+    assert await claims.take([QUEUE], 100, "me") == []
+    assert await commands(redis) - before < 20
+    await empty(redis)
+
+
+async def commands(redis: Redis) -> int:
+    stats: dict[str, dict[str, int]] = await redis.info("commandstats")
+    return sum(stat["calls"] for stat in stats.values())
+
+
+async def test_a_killed_workers_permits_come_back_with_the_end_of_its_lease(redis: Redis, worker: Made) -> None:
+    brief, other = worker(lease=timedelta(milliseconds=50), max_concurrent=1), worker(max_concurrent=1)
+    sent = await pings(redis, 2)
+    [killed] = await brief.take([QUEUE], 1, "killed")
+    assert await other.take([QUEUE], 1, "other") == []
+    reopens = await other.look([QUEUE])
+    assert reopens is not None
+    assert reopens < 1000
+
+    async def taken_over() -> bool:
+        return ids(await other.take([QUEUE], 9, "other")) == [killed.job_id]
+
+    await wait_until(taken_over)
+    assert killed.job_id == sent[0]
+    assert await redis.zrange(PERMITS, 0, -1) == [sent[0].encode()]
+    await empty(redis)
+
+
+async def test_what_is_put_back_gives_its_permit_back(redis: Redis, worker: Made) -> None:
+    claims = worker(max_concurrent=1)
+    sent = await pings(redis, 2)
+    [first] = await claims.take([QUEUE], 9, "me")
+    await claims.settle([PutBack(first, HOUR)])
+    [second] = await claims.take([QUEUE], 9, "me")
+    assert second.job_id == sent[1]
+    await redis.set(f"arq:in-progress:{second.job_id}", "another's")
+    assert await claims.settle([PutBack(second)]) == [False]
+    assert await redis.zcard(PERMITS) == 1, "who has lost the lease gives nothing back"
+    await empty(redis)
+
+
+async def test_a_permit_that_is_given_back_wakes_who_found_none(redis: Redis, worker: Made) -> None:
+    claims = worker(max_concurrent=1)
+    await pings(redis, 2)
+    [claim] = await claims.take([QUEUE], 1, "me")
+    assert await claims.take([QUEUE], 1, "me") == []
+    assert await redis.exists(f"{IDLE_KEY}/ping") == 1
+    await claims.settle([Finish(claim)])
+    assert await redis.exists(f"{IDLE_KEY}/ping") == 0
+    await empty(redis)
+
+
+async def test_a_rate_is_held_over_all_workers_by_the_clock_of_redis(redis: Redis, worker: Made) -> None:
+    rate = Rate(3, HOUR)
+    one, other = worker(rate=rate), worker(rate=rate)
+    await pings(redis, 5)
+    taken = await one.take([QUEUE], 2, "one")
+    assert len(taken) == 2
+    taken += await other.take([QUEUE], 9, "other")
+    assert len(taken) == 3
+    await one.settle([Finish(claim) for claim in taken])
+    assert await one.take([QUEUE], 9, "one") == []
+    reopens = await one.look([QUEUE])
+    assert reopens is not None
+    assert round(reopens / 60_000) == 20, "three an hour: the next in a third of one"
+    assert await redis.zcard(PARKED) == 2
+    await empty(redis)
+
+
+async def test_what_a_rate_held_back_starts_when_its_time_has_come(redis: Redis, worker: Made) -> None:
+    claims = worker(rate=Rate(1, timedelta(milliseconds=50)))
+    sent = await pings(redis, 3)
+    started: list[str] = []
+
+    async def are_started() -> bool:
+        due = await claims.look([QUEUE])
+        if due is not None and due <= 0:
+            started.extend(ids(await claims.take([QUEUE], 9, "me")))
+        return len(started) == 3
+
+    await wait_until(are_started)
+    assert started == sorted(sent)
+    await empty(redis)
+
+
+async def test_an_alias_shares_the_limit_however_the_message_is_written(redis: Redis, worker: Made) -> None:
+    claims = worker(max_concurrent=1)
+    texts = (
+        b'{"t":null,"f":"ping","a":[],"k":{},"et":1}',
+        b' { "t": 1, "f": "pin", "a": [], "k": {}, "et": 1}',
+        b'{"k":{"f":"pong"},"a":[],"et":1,"f":"ping"}',
+        b'{"t":null,"f":"p\\u0069ng","a":[],"k":{},"et":1}',
+    )
+    for n, message in enumerate(texts):
+        await redis.set(f"arq:job:{n}", message)
+        await redis.zadd(QUEUE, {str(n): n})
+    await redis.set("arq:job:pickle", b"\x80\x04\x95")
+    await redis.zadd(QUEUE, {"pickle": 9})
+    assert ids(await claims.take([QUEUE], 9, "me")) == ["0", "pickle"]
+    assert await redis.zrange(PARKED, 0, -1) == [b"1", b"2", b"3"]
+    await empty(redis)
+
+
+async def test_who_knows_no_limit_any_more_takes_what_was_parked(redis: Redis, worker: Made) -> None:
+    sent = await pings(redis, 4)
+    assert len(await worker(max_concurrent=1).take([QUEUE], 9, "before the deploy")) == 1
+    assert ids(await Claims(redis, LEASE).take([QUEUE], 2, "after it")) == sorted(sent)[1:3]
+    assert await redis.zcard(PARKED) == 1
+    await empty(redis)
+
+
+async def test_a_paused_name_is_parked_and_goes_on_when_it_is_resumed(redis: Redis, worker: Made) -> None:
+    limits = Limits({"ping": Gate("ping"), "pin": Gate("ping")})
+    claims = worker(limits)
+    limits.pause(Paused(names=frozenset({"pin"})))
+    await put(redis, ("a", Ping()), ("b", Pong()))
+    assert ids(await claims.take([QUEUE], 9, "me")) == ["b"]
+    assert await claims.take([QUEUE], 9, "me") == []
+    assert await claims.look([QUEUE]) != 0
+    limits.pause(Paused())
+    assert ids(await claims.take([QUEUE], 9, "me")) == ["a"]
+    await empty(redis)
+
+
+async def test_a_paused_queue_is_neither_looked_at_nor_claimed_from(redis: Redis) -> None:
+    limits = Limits()
+    claims = Claims(redis, LEASE, limits)
+    await put(redis, ("a", Ping()))
+    limits.pause(Paused(queues=frozenset({QUEUE})))
+    assert await claims.take([QUEUE, "other"], 9, "me") == []
+    assert await claims.look([QUEUE, "other"]) is None
+    assert await claims.take([QUEUE], 9, "me") == []
+    limits.pause(Paused())
+    assert ids(await claims.take([QUEUE], 9, "me")) == ["a"]
+    await empty(redis)
+
+
+async def test_a_parked_job_without_its_message_is_forgotten_and_the_sweep_sees_that(
+    redis: Redis, worker: Made
+) -> None:
+    claims = worker(max_concurrent=1)
+    sent = await pings(redis, 3)
+    [running] = await claims.take([QUEUE], 9, "me")
+    whole: Any = redis.register_script(WHOLE)
+    asked = [part for job_id in sent for part in (job_id, QUEUE)]
+    assert await whole(keys=[], args=asked) == []
+    await redis.delete(f"arq:job:{sent[1]}")
+    assert await whole(keys=[], args=asked) == [2]
+    await claims.settle([Finish(running)])
+    assert ids(await claims.take([QUEUE], 9, "me")) == [sent[2]]
+    await empty(redis)
+
+
+async def test_a_parked_job_that_is_held_goes_back_into_the_queue(redis: Redis, worker: Made) -> None:
+    """The outbox sent it again, and a stock arq worker, which knows no limits, runs it."""
+    claims = worker(max_concurrent=1)
+    sent = await pings(redis, 2)
+    [running] = await claims.take([QUEUE], 9, "me")
+    await redis.set(f"arq:in-progress:{sent[1]}", "1", px=60_000)
+    await claims.settle([Finish(running)])
+    assert await claims.take([QUEUE], 9, "me") == []
+    assert await redis.zrange(QUEUE, 0, -1) == [sent[1].encode()]
+    assert await redis.exists(PARKED) == 0
+    await empty(redis)
+
+
+async def test_a_parked_job_can_be_cancelled(arq: ArqRedis, engine: AsyncEngine, worker: Made) -> None:
+    sent = await pings(arq, 2)
+    assert len(await worker(max_concurrent=1).take([QUEUE], 9, "me")) == 1
+    done = await cancel(engine, arq, sent[1], ["other", QUEUE])
+    assert (done.job_id, done.name) == (sent[1], "ping")
+    assert await arq.exists(PARKED, f"arq:job:{sent[1]}") == 0
+    await empty(arq)

@@ -1,0 +1,235 @@
+"""The script that claims due jobs: whole or not at all, and as many as there are free slots.
+
+What can be asked or told of many jobs at once is, since each redis.call costs a microsecond.
+"""
+
+PAGE, PAGES = 100, 20
+"""A claim looks past so many jobs of a queue that somebody else holds, in so many steps; the next goes on behind."""
+STEP = 16
+"""Messages that are read at once, so that at most so many large ones are read in vain."""
+
+# Now is Redis's own clock, never a worker's. A job that another worker holds (a stock arq worker, say) is passed over
+# and its score never moved. A large message comes alone, so that a batch of them can't fill the memory. A key of the
+# wrong type must not keep other jobs from being claimed: MGET takes it for a missing one, the rest goes through pcall.
+#
+# A message from the outbox never expires; another's expiry is taken away, or it could run out while the job runs.
+#
+# Jobs whose lease ran out come first: in the queue they stand behind everything that was due before the lease's end,
+# and with a long backlog a killed worker's jobs would wait for all of it.
+#
+# A job that its name's limit keeps from starting is parked: moved out of the queue, with its score, so that no claim
+# meets it again before it may start. What is asked of limits comes as `worker.limits.Gate.arguments`.
+CLAIM = """
+local want, lease, token, limit = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local page, pages, step, idle_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local ids, scores, messages, failures, aborted, limited = {}, {}, {}, {}, {}, {}
+local counts, passed, bytes, full = {}, {}, 0, false
+local parked, parked_bytes, waiting = 0, 0, {}
+
+local gates, gate_of_name = {}, {}
+for i = 9 + #KEYS, #ARGV, 5 do
+    local name, key, max, count, per = unpack(ARGV, i, i + 4)
+    gates[key] = gates[key] or {key = key, max = tonumber(max), count = tonumber(count), per = tonumber(per)}
+    gate_of_name[name] = gates[key]
+end
+
+-- How many jobs may start now: as many as there are permits, and by the rate (GCRA; `next` is when it is used up).
+local function room(gate)
+    if not gate.permits then
+        gate.permits, gate.tokens = want, want
+        if gate.max then
+            local permits = 'ratchet:permits:' .. gate.key
+            redis.call('ZREMRANGEBYSCORE', permits, '-inf', now)
+            gate.permits = gate.max - redis.call('ZCARD', permits)
+        end
+        if gate.count then
+            local told = tonumber(redis.call('GET', 'ratchet:rate:' .. gate.key) or 0)
+            gate.every, gate.next = gate.per / gate.count, math.max(now, math.min(told, now + gate.per))
+            gate.tokens = math.floor(gate.count - (gate.next - now) / gate.every + 0.000001)
+        end
+    end
+    return math.min(gate.permits, gate.tokens)
+end
+
+local function start(gate, id)
+    gate.permits, gate.tokens = gate.permits - 1, gate.tokens - 1
+    if gate.max then redis.call('ZADD', 'ratchet:permits:' .. gate.key, now + lease, id) end
+    if gate.count then
+        gate.next = gate.next + gate.every
+        redis.call('SET', 'ratchet:rate:' .. gate.key, gate.next, 'PX', math.ceil(gate.next - now) + 1)
+    end
+end
+
+-- When one may start again, as far as that can be known; a permit may be given back sooner.
+local function opens(gate)
+    if gate.max == 0 then return nil end
+    local at = now + 1
+    if gate.count then at = math.max(at, math.ceil(gate.next - (gate.count - 1) * gate.every)) end
+    if gate.permits <= 0 then
+        local first = redis.call('ZRANGE', 'ratchet:permits:' .. gate.key, 0, 0, 'WITHSCORES')
+        at = math.max(at, tonumber(first[2] or 0) + 1)
+    end
+    return at
+end
+
+local function gate_for(message)
+    if not message or not next(gate_of_name) then return nil end
+    local name = string.match(message, '^%s*{%s*"t"%s*:%s*%w+%s*,%s*"f"%s*:%s*"([%w_.:-]+)"')
+    if not name and #message <= limit then
+        local ok, body = pcall(cjson.decode, message)
+        name = ok and type(body) == 'table' and body['f']
+    end
+    return gate_of_name[name or '']
+end
+
+local function parking(queue, key)
+    return 'ratchet:parked:' .. queue .. '/' .. key
+end
+
+local function park(queue, source, gate, id, score, size)
+    redis.call('ZREM', source, id)
+    redis.call('ZREM', 'ratchet:leases:' .. queue, id)
+    redis.call('ZADD', parking(queue, gate.key), 'NX', score, id)
+    redis.call('SADD', 'ratchet:parked:' .. queue, gate.key)
+    waiting[gate.key], parked, parked_bytes = gate, parked + 1, parked_bytes + size
+    full = parked_bytes > 8 * limit
+end
+
+local function texts(prefix, some)
+    local keys = {}
+    for i, id in ipairs(some) do keys[i] = prefix .. id end
+    return redis.call('MGET', unpack(keys))
+end
+
+local function in_pairs(flat)
+    local found, scored = {}, {}
+    for i = 1, #flat, 2 do found[#found + 1], scored[#found + 1] = flat[i], flat[i + 1] end
+    return found, scored
+end
+
+local function choose(queue, source, free, scored)
+    local chosen, at = {}, 1
+    while at <= #free and not full do
+        local part = {}
+        for i = at, math.min(#free, at + step - 1, at + want - #ids - 1) do part[#part + 1] = free[i] end
+        for i, message in ipairs(texts('arq:job:', part)) do
+            local size, gate = message and #message or 0, gate_for(message)
+            if source ~= queue and not message then
+                redis.call('ZREM', source, part[i])
+            elseif gate and room(gate) <= 0 then
+                park(queue, source, gate, part[i], scored[at], size)
+            else
+                full = #ids > 0 and bytes + size > limit
+                if full then break end
+                if gate then start(gate, part[i]) end
+                bytes = bytes + size
+                chosen[#chosen + 1] = part[i]
+                ids[#ids + 1], scores[#ids + 1], messages[#ids + 1] = part[i], scored[at], message
+                limited[#ids] = gate and gate.max and gate.key or ''
+            end
+            at = at + 1
+            if full then break end
+        end
+        full = full or #ids >= want
+    end
+    return chosen
+end
+
+-- Takes what nobody holds out of `found` in `source`, the queue or a parking of it. Returns how many it passed over.
+local function take(queue, source, found, scored)
+    local free, due, over = {}, {}, 0
+    for i, holder in ipairs(texts('arq:in-progress:', found)) do
+        if not holder then
+            free[#free + 1], due[#free + 1] = found[i], scored[i]
+        elseif source == queue then
+            over = over + 1
+        else
+            redis.call('ZADD', queue, 'NX', scored[i], found[i])
+            redis.call('ZREM', source, found[i])
+        end
+    end
+    local chosen = choose(queue, source, free, due)
+    if #chosen == 0 then return over end
+    local before, held = #ids - #chosen, {}
+    local counted, asked = texts('arq:retry:', chosen), redis.pcall('ZMSCORE', 'arq:abort', unpack(chosen))
+    for i, id in ipairs(chosen) do
+        local at = before + i
+        redis.call('SET', 'arq:in-progress:' .. id, token .. ':' .. scores[at], 'PX', lease)
+        if messages[at] and string.sub(messages[at], -7) ~= ',"o":1}' then redis.call('PERSIST', 'arq:job:' .. id) end
+        if asked[i] then redis.call('ZREM', 'arq:abort', id) end
+        failures[at], aborted[at] = counted[i], asked[i] and 1 or 0
+        held[2 * i - 1], held[2 * i] = now + lease, id
+    end
+    if source ~= queue then redis.call('ZREM', source, unpack(chosen)) end
+    redis.call('ZADD', queue, unpack(held))
+    redis.call('ZADD', 'ratchet:leases:' .. queue, unpack(held))
+    return over
+end
+
+local function take_expired(queue)
+    local leases, found, scored = 'ratchet:leases:' .. queue, {}, {}
+    local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, math.min(want - #ids, page))
+    if #expired == 0 then return end
+    for i, score in ipairs(redis.call('ZMSCORE', queue, unpack(expired))) do
+        if score then
+            found[#found + 1], scored[#found + 1] = expired[i], score
+        else
+            redis.call('ZREM', leases, expired[i])
+        end
+    end
+    if #found > 0 then take(queue, queue, found, scored) end
+end
+
+-- What was parked and may start now; names that have no limit any more among it.
+local function take_parked(queue)
+    for _, key in ipairs(redis.call('SMEMBERS', 'ratchet:parked:' .. queue)) do
+        local source, gate = parking(queue, key), gates[key]
+        for _ = 1, pages do
+            local size = math.min(want - #ids, page, gate and room(gate) or page)
+            if full or size <= 0 then break end
+            local found, scored = in_pairs(redis.call('ZRANGE', source, 0, size - 1, 'WITHSCORES'))
+            if #found == 0 then
+                redis.call('SREM', 'ratchet:parked:' .. queue, key)
+                break
+            end
+            take(queue, source, found, scored)
+        end
+        if gate and room(gate) <= 0 then waiting[key] = gate end
+    end
+end
+
+-- Passes over `behind` jobs. Returns how many the next claim has to, where this one didn't come to the end of them.
+local function take_due(queue, behind)
+    local size = math.min(want - #ids, page)
+    for _ = 1, pages do
+        if full then return 0 end
+        local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', behind, size)
+        if #due == 0 then return 0 end
+        behind, size = behind + take(queue, queue, in_pairs(due)), page
+    end
+    return full and 0 or behind
+end
+
+local lots = {}
+for i, queue in ipairs(KEYS) do lots[i] = 'ratchet:parked:' .. queue end
+local has_parked = redis.call('EXISTS', unpack(lots)) > 0
+for i, queue in ipairs(KEYS) do
+    local before = #ids
+    if not full then take_expired(queue) end
+    if not full and has_parked then take_parked(queue) end
+    passed[i] = full and 0 or take_due(queue, tonumber(ARGV[8 + i]))
+    counts[i] = #ids - before
+end
+local reopens = false
+if not full then
+    for _, queue in ipairs(KEYS) do redis.call('SET', 'ratchet:idle:' .. queue, 1, 'PX', idle_ms) end
+    for key, gate in pairs(waiting) do
+        redis.call('SET', 'ratchet:idle:/' .. key, 1, 'PX', idle_ms)
+        local at = opens(gate)
+        if at then reopens = reopens and math.min(reopens, at) or at end
+    end
+end
+return {now, parked, reopens, passed, counts, ids, scores, messages, failures, aborted, limited}
+"""

@@ -1,0 +1,84 @@
+"""What may not start now: names at their limit, and what is paused. Held across all workers, by the claim script.
+
+Permits are leases (`ratchet:permits:{name}`, ids by the end of their lease), so a killed worker's come back. A rate
+is kept as the time at which it is used up (GCRA, `ratchet:rate:{name}`). Both are held under the name of the handler's
+job, whichever alias a message carries.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """At most `count` starts in any `per`, all of them at once if need be."""
+
+    count: int
+    per: timedelta
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what lets nothing start."""
+        if self.count < 1 or self.per <= timedelta(0):
+            raise ValueError(f"A rate of {self.count} in {self.per} lets nothing start; give both above zero.")
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a message of some name has to pass."""
+
+    key: str
+    """The name that the limit is held under."""
+    max_concurrent: int | None = None
+    rate: Rate | None = None
+
+    def arguments(self, name: str) -> tuple[Any, ...]:
+        """What the claim script takes of it, for messages of this name; an empty text means no limit."""
+        rate = (self.rate.count, self.rate.per.total_seconds() * 1000) if self.rate else ("", "")
+        return (name, self.key, "" if self.max_concurrent is None else self.max_concurrent, *rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Queues that nothing is claimed from, and job names of which nothing is started."""
+
+    queues: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+
+
+class Limits:
+    """The limits of an app's handlers, and what is paused at the moment."""
+
+    def __init__(self, gates: Mapping[str, Gate] = MappingProxyType({})) -> None:
+        """`gates`: by the names that messages may carry."""
+        self._gates = gates
+        self._paused = Paused()
+        self._arguments = self._made()
+
+    def pause(self, paused: Paused) -> None:
+        """These are paused from now on, and no others."""
+        if paused != self._paused:
+            self._paused = paused
+            self._arguments = self._made()
+
+    def open(self, queues: Sequence[str]) -> Sequence[str]:
+        """Those of `queues` that aren't paused."""
+        paused = self._paused.queues
+        return [queue for queue in queues if queue not in paused] if paused else queues
+
+    def arguments(self) -> Sequence[Any]:
+        """What the claim script takes of each name that is limited or paused."""
+        return self._arguments
+
+    def _made(self) -> list[Any]:
+        gates = {**{name: Gate(name) for name in self._paused.names}, **self._gates}
+        held = {gates[name].key for name in self._paused.names}
+        made: list[Any] = []
+        for name, gate in gates.items():
+            if gate.key in held:
+                made += Gate(gate.key, max_concurrent=0).arguments(name)
+            elif gate.max_concurrent is not None or gate.rate is not None:
+                made += gate.arguments(name)
+        return made

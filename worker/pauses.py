@@ -1,0 +1,105 @@
+"""Queues and job names that are held back. The truth is in PostgreSQL: a wiped Redis resumes nothing.
+
+Each worker reads the table before its first claim, then whenever it is told of a change, and every second.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Literal, TypeAlias
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.availability import Availability
+from worker.faults import is_expected, is_lost_connection
+from worker.limits import Paused
+from worker.reporting.observer import Observer
+
+CHANNEL = "ratchet_pause"
+READ_EVERY = timedelta(seconds=1)
+
+Kind: TypeAlias = Literal["queue", "name"]
+
+_READ = text("select kind, name from worker.pause")
+_PAUSE = text("insert into worker.pause (kind, name) values (:kind, :name) on conflict do nothing")
+_RESUME = text("delete from worker.pause where kind = :kind and name = :name")
+_TELL = text(f"select pg_notify('{CHANNEL}', '')")
+
+
+class Pauses:
+    """What is paused, as this worker knows it."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        availability: Availability,
+        observer: Observer,
+        every: timedelta = READ_EVERY,
+    ) -> None:
+        self._engine = engine
+        self._availability = availability
+        self._observer = observer
+        self._every_s = every.total_seconds()
+        self._known: Paused | None = None
+        self._told: Paused | None = None
+        self._wake = asyncio.Event()
+
+    def are_known(self) -> bool:
+        """Whether the table could be read; nothing is claimed until then."""
+        return self._known is not None
+
+    def wake(self) -> None:
+        """The table may have changed."""
+        self._wake.set()
+
+    async def run(self, changed: Callable[[Paused], None]) -> None:
+        """Read until cancelled. Outlives PostgreSQL's absence. `changed` is told what is paused, first and anew."""
+        while True:
+            self._wake.clear()
+            try:
+                self._known = await paused(self._engine)
+            except Exception as error:  # noqa: BLE001 - it must go on; what is unexpected is reported
+                self._known = None
+                await self._say(error)
+            if self._known is not None and self._known != self._told:
+                self._told = self._known
+                changed(self._known)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._every_s):
+                    await self._wake.wait()
+
+    async def _say(self, error: Exception) -> None:
+        if is_lost_connection(error):
+            if not await self._availability.check():
+                await self._availability.wait()
+        elif not is_expected(error):
+            self._observer.fault("pauses", error)
+
+
+async def paused(engine: AsyncEngine) -> Paused:
+    """What is paused now."""
+    async with engine.connect() as connection:
+        rows = (await connection.execute(_READ)).all()
+    return Paused(
+        frozenset(row.name for row in rows if row.kind == "queue"),
+        frozenset(row.name for row in rows if row.kind == "name"),
+    )
+
+
+async def pause(engine: AsyncEngine, kind: Kind, name: str) -> bool:
+    """Hold a queue or a job name back. What runs goes on. False: it was paused already."""
+    return await _change(engine, kind, name, paused=True)
+
+
+async def resume(engine: AsyncEngine, kind: Kind, name: str) -> bool:
+    """Let it go on. False: it wasn't paused."""
+    return await _change(engine, kind, name, paused=False)
+
+
+async def _change(engine: AsyncEngine, kind: Kind, name: str, *, paused: bool) -> bool:
+    async with engine.begin() as connection:
+        done = await connection.execute(_PAUSE if paused else _RESUME, {"kind": kind, "name": name})
+        await connection.execute(_TELL)
+    return done.rowcount == 1

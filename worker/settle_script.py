@@ -1,0 +1,72 @@
+"""The script that tells Redis what came of jobs: whole or not at all, and many at once.
+
+Of each job it takes its queue, its id, the token that it is held by, and a word that says what becomes of it:
+`finish KEEP_MS HAD_MESSAGE LIMITED RESULT`, `later DELAY_MS FAILURES LIMITED ADOPTED` or `now DUE_MS FAILURES LIMITED
+ADOPTED`. Four arguments, since to pack them is most of what it costs in Python.
+"""
+
+from worker.wake import WAKE
+
+RETRY_KEY_TTL_S = 88_400
+"""arq's own."""
+
+# Only the holder of the token settles; whoever lost it has nothing to say any more. An id that had no message when it
+# was claimed may have got one since: that is another job, and it is offered.
+SETTLE = (
+    WAKE
+    + """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local tokens, settled, gone = {}, {}, {}
+local ended, offered, freed, woken = {}, {}, {}, {}
+for i = 2, #ARGV, 4 do tokens[#tokens + 1] = 'arq:in-progress:' .. ARGV[i] end
+tokens = redis.call('MGET', unpack(tokens))
+
+local function add(lists, queue, ...)
+    lists[queue] = lists[queue] or {}
+    for _, value in ipairs({...}) do table.insert(lists[queue], value) end
+end
+
+local function finish(queue, id, result, keep, had_message)
+    if had_message == '0' and redis.call('TYPE', 'arq:job:' .. id)['ok'] == 'string' then return end
+    gone[#gone + 1], gone[#gone + 2] = 'arq:job:' .. id, 'arq:retry:' .. id
+    add(ended, queue, id)
+    if keep ~= '0' then redis.call('SET', 'arq:result:' .. id, result, 'PX', keep) end
+end
+
+local function put_back(queue, id, adopted, due, failures)
+    if adopted ~= '' then redis.call('SET', 'arq:job:' .. id, adopted, 'XX') end
+    if failures ~= '0' then redis.call('SET', 'arq:retry:' .. id, failures, 'EX', RETRY_TTL) end
+    add(offered, queue, due, id)
+end
+
+for n = 1, #tokens do
+    local queue, id, token, how = unpack(ARGV, 4 * n - 3, 4 * n)
+    settled[n] = tokens[n] == token and 1 or 0
+    if settled[n] == 1 then
+        gone[#gone + 1] = 'arq:in-progress:' .. id
+        add(freed, queue, id)
+        local verb, first, second, limited, body = string.match(how, '^(%a+) (%d+) (%d+) (%S*) (.*)$')
+        if limited ~= '' then
+            redis.call('ZREM', 'ratchet:permits:' .. limited, id)
+            woken['/' .. limited] = true
+        end
+        if verb == 'finish' then finish(queue, id, body, first, second) end
+        if verb == 'later' then put_back(queue, id, body, now + first, second) end
+        if verb == 'now' then
+            put_back(queue, id, body, first, second)
+            woken[queue] = true
+        end
+    end
+end
+for queue, ids in pairs(ended) do
+    redis.pcall('ZREM', queue, unpack(ids))
+    redis.pcall('ZREM', 'arq:abort', unpack(ids))
+end
+for queue, ids in pairs(offered) do redis.pcall('ZADD', queue, 'XX', unpack(ids)) end
+for queue, ids in pairs(freed) do redis.pcall('ZREM', 'ratchet:leases:' .. queue, unpack(ids)) end
+if #gone > 0 then redis.call('DEL', unpack(gone)) end
+for queue in pairs(woken) do wake(queue) end
+return settled
+""".replace("RETRY_TTL", str(RETRY_KEY_TTL_S))
+)
