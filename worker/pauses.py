@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Literal, TypeAlias
 
+import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -43,8 +44,9 @@ class Pauses:
         self._observer = observer
         self._every_s = every.total_seconds()
         self._known: Paused | None = None
-        self._told: Paused | None = None
+        self._told = Paused()
         self._wake = asyncio.Event()
+        self._log = structlog.get_logger("worker.pauses")
 
     def are_known(self) -> bool:
         """Whether the table could be read; nothing is claimed until then."""
@@ -55,25 +57,36 @@ class Pauses:
         self._wake.set()
 
     async def run(self, changed: Callable[[Paused], None]) -> None:
-        """Read until cancelled. Outlives PostgreSQL's absence. `changed` is told what is paused, first and anew."""
+        """Read until cancelled. Outlives PostgreSQL's absence.
+
+        `changed` is told what is paused when that changes, and when it is known first, or again: from then on jobs may
+        be claimed.
+        """
         while True:
             self._wake.clear()
+            was_known = self.are_known()
             try:
                 self._known = await paused(self._engine)
             except Exception as error:  # noqa: BLE001 - it must go on; what is unexpected is reported
                 self._known = None
                 await self._say(error)
-            if self._known is not None and self._known != self._told:
-                self._told = self._known
-                changed(self._known)
+            if self._known is not None and (self._known != self._told or not was_known):
+                self._tell(self._known, changed)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._every_s):
                     await self._wake.wait()
+
+    def _tell(self, known: Paused, changed: Callable[[Paused], None]) -> None:
+        if known != self._told:
+            self._log.warning("paused", queues=sorted(known.queues), names=sorted(known.names))
+        self._told = known
+        changed(known)
 
     async def _say(self, error: Exception) -> None:
         if is_lost_connection(error):
             if not await self._availability.check():
                 await self._availability.wait()
+            self.wake()
         elif not is_expected(error):
             self._observer.fault("pauses", error)
 

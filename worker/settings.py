@@ -64,11 +64,9 @@ class Settings(BaseSettings):
     @field_validator("queues", mode="plain")
     @classmethod
     def _read_queues(cls, value: str | Iterable[str]) -> QueueOrder:
-        return (
-            value
-            if isinstance(value, QueueOrder)
-            else parse_order(value.split(",") if isinstance(value, str) else value)
-        )
+        if isinstance(value, QueueOrder):
+            return value
+        return parse_order(value.split(",") if isinstance(value, str) else value)
 
     @field_validator("processes")
     @classmethod

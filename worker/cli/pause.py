@@ -11,7 +11,7 @@ from worker.cli.endings import WRONG, Refusal
 from worker.cli.loading import load_app
 from worker.cli.output import printable
 from worker.cli.reach import database
-from worker.outbox import checked_queue
+from worker.job import NAME
 from worker.pauses import Kind
 from worker.pauses import pause as pause_it
 from worker.pauses import resume as resume_it
@@ -32,9 +32,10 @@ def pause(queue: Queues = None, name: Names = None) -> None:
     for kind, each in chosen:
         if kind == "name" and each not in known:
             raise Refusal(f"WORKER_APP has no handler of the name {each!r}; worker schema lists those it has.", WRONG)
-        if kind == "queue":
-            checked_queue(each)
-    for kind, each in asyncio.run(_changed(settings, pause_it, chosen)):
+        if kind == "queue" and not NAME.fullmatch(each):
+            raise Refusal(f"The queue is called {each!r}, and no queue can be; check the name.", WRONG)
+    asyncio.run(_changed(settings, pause_it, chosen))
+    for kind, each in chosen:
         typer.echo(f"The {kind} {printable(each)} is paused.")
 
 
