@@ -80,6 +80,9 @@ class Claims:
         self._limits = limits or Limits()
         self._passed: dict[str, int] = {}
         self._reopens_ms: int | None = None
+        """When what is parked may start, as far as the last claim could tell."""
+        self.has_more = False
+        """Whether the last claim stopped before the end of what is due: it was full, or its messages were large."""
         self._clock: Clock | None = None
         self._claim: Any = redis.register_script(CLAIM)
         self._settle: Any = redis.register_script(SETTLE)
@@ -121,8 +124,9 @@ class Claims:
         args = [want, self._lease_ms, token, MAX_MESSAGE_BYTES, PAGE, PAGES, STEP, IDLE_MS]
         behind = [self._passed.get(queue, 0) for queue in queues]
         told: Any = await self._claim(keys=queues, args=[*args, *behind, *self._limits.arguments()])
-        now, parked, self._reopens_ms, passed, counts, *columns = told
+        now, parked, full, self._reopens_ms, passed, counts, *columns = told
         self._clock = Clock(now, time.monotonic())
+        self.has_more = full == 1
         self._passed.update(zip(queues, passed, strict=True))
         sources = chain.from_iterable(map(repeat, queues, counts))
         return parked, [

@@ -231,5 +231,5 @@ if not full then
         if at then reopens = reopens and math.min(reopens, at) or at end
     end
 end
-return {now, parked, reopens, passed, counts, ids, scores, messages, failures, aborted, limited}
+return {now, parked, full and 1 or 0, reopens, passed, counts, ids, scores, messages, failures, aborted, limited}
 """

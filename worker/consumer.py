@@ -176,7 +176,9 @@ class Worker(arq.worker.Worker):
             self._gathering = None
         self._claims_made += 1
         claims = await self._engine.claims.take(self._engine.draw(), want, f"{self._name}.{self._claims_made}")
-        self._has_more = len(claims) == want
+        self._has_more = self._engine.claims.has_more
+        if self._has_more and claims and len(claims) < want:
+            self.wake()  # a large message comes alone
         strangers = [claim for claim in claims if not self._start(claim)]
         await self._engine.claims.settle([PutBack(claim, BUSY) for claim in strangers])
         return len(claims)

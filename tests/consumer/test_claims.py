@@ -84,7 +84,9 @@ async def test_a_message_at_the_limit_comes_alone(redis: Redis, claims: Claims) 
         await put(redis, f"job-{n}", b"x" * size, due_ms=n + 1)
     assert ids(await claims.take([QUEUE], 9, "me")) == ["job-0", "job-1", "job-2"]
     assert ids(await claims.take([QUEUE], 9, "me")) == ["job-3"]
+    assert claims.has_more
     assert ids(await claims.take([QUEUE], 9, "me")) == ["job-4"]
+    assert not claims.has_more
 
 
 async def test_jobs_that_a_stock_worker_holds_are_passed_over_and_their_score_is_not_moved(

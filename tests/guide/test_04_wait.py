@@ -10,6 +10,7 @@ from worker.app import App
 from worker.errors import Snooze
 from worker.handler import Handler
 from worker.job import Job
+from worker.limits import Rate
 from worker.outbox import enqueue
 from worker.outcome import Completed, Duplicate, Snoozed
 from worker.testing import drain, enqueued
@@ -30,6 +31,19 @@ async def remind(job: Remind, session: AsyncSession) -> int:
 
 
 app = App(handlers=[Handler(Remind, remind)])
+REMIND = Handler(Remind, remind, max_concurrent=4, rate=Rate(100, per=timedelta(minutes=1)))
+
+
+# --- one after another ------------------------------------------------------------------------------------------------
+
+
+async def test_the_kit_knows_no_limits(engine: AsyncEngine) -> None:
+    """They are the workers': tests/limits/ shows them."""
+    user_id = await add_user(engine, "ada@example.com")
+    for _ in range(5):
+        await commit(engine, Remind(user_id=user_id))
+    outcomes = await drain(App(handlers=[REMIND]), engine)
+    assert [outcome for _, outcome in outcomes] == [Completed(1)] * 5
 
 
 # --- later ------------------------------------------------------------------------------------------------------------

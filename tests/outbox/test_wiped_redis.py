@@ -81,7 +81,7 @@ async def test_everything_from_the_outbox_is_sent_again_and_applied_once(
     assert await hands.redis.zscore("arq:queue", later) > before - 60_000
     assert await hands.redis.zscore("arq:queue", running.job_id) is not None
     stage.go_on.set()
-    await leases.drop(running)
+    leases.drop(running)
     assert isinstance(await task, Completed)
     leases.stop()
     assert await hands.work() == []

@@ -7,8 +7,9 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.chunk import Chunk, Step
-from worker.handler import ChunkedHandler, Handler, bind
+from worker.handler import ChunkedHandler, Handler, bind, gates
 from worker.job import Job
+from worker.limits import Gate, Limits, Paused, Rate
 from worker.retry import RetryPolicy
 
 
@@ -78,3 +79,27 @@ def test_a_limit_is_above_zero(limit: str) -> None:
 def test_a_chunk_has_at_least_one_row() -> None:
     with pytest.raises(ValueError, match="ship got size=0"):
         ChunkedHandler(Ship, count, cursor=int, size=0)
+
+
+def test_a_limit_that_lets_nothing_start_is_refused() -> None:
+    with pytest.raises(ValueError, match="A handler got max_concurrent=0; give at least 1"):
+        Handler(Pay, do, max_concurrent=0)
+    for count, per in ((0, timedelta(seconds=1)), (1, timedelta(0))):
+        with pytest.raises(ValueError, match=f"A rate of {count} in {per} lets nothing start"):
+            Rate(count, per)
+
+
+def test_limits_are_told_of_names_that_have_some_and_aliases_share_them() -> None:
+    rate = Rate(3, timedelta(seconds=2))
+    table = bind([Handler(Pay, do, max_concurrent=4, rate=rate), ChunkedHandler(Ship, count, cursor=int)])
+    limits = Limits(gates(table))
+    assert gates(table)["charge"] == Gate("pay", 4, rate)
+    assert list(limits.arguments()) == ["pay", "pay", 4, 3, 2000.0, "charge", "pay", 4, 3, 2000.0]
+    limits.pause(Paused(names=frozenset({"charge", "stranger"})))
+    assert sorted(zip(*[iter(limits.arguments())] * 5, strict=True)) == [
+        ("charge", "pay", 0, "", ""),
+        ("pay", "pay", 0, "", ""),
+        ("stranger", "stranger", 0, "", ""),
+    ]
+    limits.pause(Paused())
+    assert len(limits.arguments()) == 10
