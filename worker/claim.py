@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain, repeat
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from redis.asyncio import Redis
@@ -24,6 +24,7 @@ MAX_ID_BYTES = 1_000
 """Of an id in the ledger, whose index takes no more than 2,704 bytes."""
 MARK_AGAIN_S = 10.0
 """An idle worker looks in earnest so often, though nothing seems due: the idle marks must not run out."""
+NEVER = inf
 AT_ONCE = 1_000
 """Endings a script call: Lua unpacks no more than some 8,000 values."""
 
@@ -79,6 +80,9 @@ class Claims:
         self._lease_ms = int(lease.total_seconds() * 1000)
         self._limits = limits or Limits()
         self._passed: dict[str, int] = {}
+        self._heads: dict[str, float] = {}
+        """When the earliest job of a queue is due, as the looks since the last claim have seen it."""
+        self._looks = 0
         self._reopens_ms: int | None = None
         """When what is parked may start, as far as the last claim could tell."""
         self.has_more = False
@@ -88,22 +92,30 @@ class Claims:
         self._settle: Any = redis.register_script(SETTLE)
 
     async def look(self, queues: Sequence[str]) -> float | None:
-        """Milliseconds until the earliest job of `queues` may start, at most 0 where one may; None: there is none.
+        """Milliseconds until the earliest job of `queues` may start, at most 0 where one may; None: none is known of.
 
-        One cheap command a queue. Says 0 too where only a claim can tell: before the first, and so often that the idle
-        marks stay. A job that a stock arq worker holds looks due.
+        The first look after a claim asks each queue for its earliest, later ones a queue in turn: one cheap command,
+        however many queues there are. Says 0 too where only a claim can tell: before the first, and so often that the
+        idle marks stay. A job that a stock arq worker holds looks due.
         """
         if self._clock is None or self._clock.age_s() > MARK_AGAIN_S:
             return 0
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for queue in self._limits.open(queues):
-                pipe.zrange(queue, 0, 0, withscores=True)
-            heads: list[list[tuple[bytes, float]]] = await pipe.execute()
-        now = self._clock.now_ms()
-        due = [head[0][1] for head in heads if head]
+        queues = self._limits.open(queues)
+        unseen = [queue for queue in queues if queue not in self._heads]
+        self._looks += 1
+        await self._ask(unseen or [queues[self._looks % len(queues)]] if queues else [])
+        due = [self._heads[queue] for queue in queues]
         if self._reopens_ms is not None:
             due.append(self._reopens_ms)
-        return min(due) - now if due else None
+        first = min(due, default=NEVER)
+        return None if first == NEVER else first - self._clock.now_ms()
+
+    async def _ask(self, queues: Sequence[str]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                pipe.zrange(queue, 0, 0, withscores=True)
+            heads: list[list[tuple[bytes, float]]] = await pipe.execute()
+        self._heads |= {queue: head[0][1] if head else NEVER for queue, head in zip(queues, heads, strict=True)}
 
     async def take(self, queues: Sequence[str], want: int, token: str) -> list[Claim]:
         """Up to `want` due jobs, oldest first: all of the first queue, then of the second, and so on.
@@ -113,6 +125,7 @@ class Claims:
         """
         queues = self._limits.open(queues)
         if want <= 0 or not queues:
+            self.has_more = False
             return []
         parked = 1
         claims: list[Claim] = []
@@ -125,6 +138,7 @@ class Claims:
         behind = [self._passed.get(queue, 0) for queue in queues]
         told: Any = await self._claim(keys=queues, args=[*args, *behind, *self._limits.arguments()])
         now, parked, full, self._reopens_ms, passed, counts, *columns = told
+        self._heads = {}
         self._clock = Clock(now, time.monotonic())
         self.has_more = full == 1
         self._passed.update(zip(queues, passed, strict=True))
