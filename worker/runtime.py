@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +26,7 @@ from worker.executor import Executor
 from worker.faults import is_lost_connection
 from worker.heartbeat import BEAT_EVERY_S
 from worker.lease import Leases, end_this_process
+from worker.recycling import recycle_when_due
 from worker.relay import Pace, Relay, listen
 from worker.reporting.observer import Observer
 from worker.settings import Settings
@@ -131,11 +132,14 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
             job_completion_wait=settings.shutdown_grace,
             health_check_interval=BEAT_EVERY_S,
         )
-        wakes = asyncio.create_task(listen_for_wakes(parts.redis, worker.wake))
+        beside: list[Coroutine[Any, Any, None]] = [listen_for_wakes(parts.redis, worker.wake)]
+        if not burst:  # which ends by itself, and only when nothing is left to do
+            beside.append(recycle_when_due(worker, settings.max_jobs, settings.max_rss_mb))
+        tasks = [asyncio.create_task(part) for part in beside]
         try:
             await worker.serve()
         finally:
-            await cancel_all([wakes])
+            await cancel_all(tasks)
     if leases.are_overdue:
         sys.exit(os.EX_SOFTWARE)  # it ended in order, but a supervisor that restarts failures alone must restart it
 
