@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -34,9 +35,10 @@ class Plan:
     """What a supervisor has to know. Made from the settings, which it couldn't load and stay small."""
 
     command: list[str]
-    """Starts one worker. The lifeline is added to it: worker/lifeline.py."""
+    """Starts one worker. The lifeline is added to it (worker/lifeline.py), then `arguments`."""
     processes: int
     grace_s: float
+    arguments: Sequence[str] = ()
     burst: bool = False
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -107,7 +109,7 @@ class Supervisor:
 
     async def _live(self) -> tuple[int | None, int]:
         """One process from its start to its end. Returns its pid and return code (a negative one is a signal)."""
-        command = [*self._plan.command, "--lifeline", str(self._lifeline)]
+        command = [*self._plan.command, "--lifeline", str(self._lifeline), *self._plan.arguments]
         try:
             # A process group of its own: Ctrl-C in a terminal reaches it through us alone.
             process = subprocess.Popen(  # noqa: ASYNC220 - it returns when the interpreter is loaded
@@ -127,15 +129,17 @@ class Supervisor:
                 ended.set_result(process.returncode)
 
     def _told(self, signum: Signals) -> None:
+        if self._stopping.is_set() and signum != SIGINT:
+            return
         self._log.warning("supervisor_stopping", signal=signum.name, running=len(self._living))
         self._stop(signum)
 
     def _stop(self, signum: Signals) -> None:
-        """Ask for an orderly stop. A SIGINT after that is passed on: it cuts the grace short."""
-        cut = self._stopping.is_set() and signum == SIGINT
+        """Ask for an orderly stop. What comes after that is passed on: it cuts the grace short."""
+        cut = self._stopping.is_set()
         self._stopping.set()
         for process in self._living:
-            process.send_signal(SIGINT if cut else SIGTERM)
+            process.send_signal(signum if cut else SIGTERM)
         patience_s = LAST_WORDS_S + (0 if cut else self._plan.grace_s)
         asyncio.get_running_loop().call_later(patience_s, self._kill)
 
@@ -152,7 +156,10 @@ def _exit_code(code: int) -> int:
 
 
 def _how(code: int) -> dict[str, object]:
-    return {"code": code} if code >= 0 else {"signal": Signals(-code).name}
+    if code >= 0:
+        return {"code": code}
+    names = {signum.value: signum.name for signum in Signals}  # real-time signals have none
+    return {"signal": names.get(-code, -code)}
 
 
 if __name__ == "__main__":

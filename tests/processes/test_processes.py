@@ -80,7 +80,6 @@ async def test_a_sigterm_that_every_process_gets_leaves_running_jobs_their_grace
             os.kill(pid, signal.SIGTERM)
         await worker.wait_for("supervisor_stopping", signal="SIGTERM")
         worker.signal(signal.SIGTERM)
-        await worker.wait_for("supervisor_stopping", signal="SIGTERM", count=2)
     assert await worker.wait() == 0
     await worker.wait_for("completed", job_id=job_id)
     assert len(await effects()) == 1

@@ -75,8 +75,13 @@ async def test_what_cannot_be_started_is_tried_again() -> None:
 async def test_no_child_holds_the_end_of_the_pipe_that_keeps_the_others_alive() -> None:
     """Each child looks through its descriptors: it has the lifeline's read end and nothing else beyond 2."""
     look = "[fd for fd in range(3, 256) if os.path.exists(f'/dev/fd/{fd}')] == [int(sys.argv[2])]"
-    command = [sys.executable, "-c", f"import os, sys; sys.exit(not {look})"]
-    assert await supervise(Plan(command, processes=3, grace_s=1, burst=True)) == 0
+    command = [sys.executable, "-c", f"import os, sys; sys.exit(not {look} or sys.argv[3:] != ['--', 'x'])"]
+    assert await supervise(Plan(command, processes=3, grace_s=1, arguments=["--", "x"], burst=True)) == 0
+
+
+def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+    assert supervisor._how(-signal.SIGKILL) == {"signal": "SIGKILL"}
+    assert supervisor._how(-50) == {"signal": 50}
 
 
 def test_its_refusals_are_the_commands() -> None:

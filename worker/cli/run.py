@@ -64,7 +64,8 @@ def run(  # noqa: PLR0917 - typer gives them by name
 def plan(settings: Settings, *, burst: bool) -> Plan:
     """A supervisor whose children run this same command, each as one worker."""
     return Plan(
-        command=[sys.executable, "-P", "-m", "worker", *sys.argv[1:]],
+        command=[sys.executable, "-P", "-m", "worker", "run"],
+        arguments=sys.argv[2:],
         processes=settings.processes,
         grace_s=settings.shutdown_grace,
         burst=burst,
