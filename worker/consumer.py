@@ -89,6 +89,7 @@ class Worker(arq.worker.Worker):
         self._sharing: set[str] = set()
         """Jobs that wait in a batch of another, which has the slot."""
         self._grace_is_over = asyncio.Event()
+        self._was_told = False
         self._away_since: float | None = None
         self._claims_from = 0.0
         self._acknowledgements = Acknowledgements(
@@ -290,10 +291,20 @@ class Worker(arq.worker.Worker):
         await beat(self.pool, Heartbeat(self._name, host, pid, self._queues, running, self._started_ms))
         self._next_beat = time.monotonic() + self.health_check_interval
 
-    def handle_sig(self, signum: Signals) -> None:
-        """The first signal asks for an orderly stop. The second cuts the grace short."""
-        grace_s = 0 if self.is_stopping() else self._job_completion_wait
+    def drain(self) -> None:
+        """Take no more jobs, and end when those that run have ended. A signal still gives its grace."""
         self.allow_pick_jobs = False
+        self.wake()
+
+    def handle_sig(self, signum: Signals) -> None:
+        """The first signal asks for an orderly stop. Ctrl-C after that cuts the grace short.
+
+        A second SIGTERM doesn't: systemd and Heroku send it to each process, and a supervisor among them passes it on.
+        """
+        if self._was_told and signum != Signals.SIGINT:
+            return
+        grace_s = 0 if self._was_told else self._job_completion_wait
+        self._was_told, self.allow_pick_jobs = True, False
         self._log.warning("stopping", signal=signum.name, running=len(self.tasks), grace_s=grace_s)
         self.loop.call_later(grace_s, self._grace_is_over.set)
         self.wake()

@@ -76,12 +76,15 @@ async def _version(connection: AsyncConnection) -> Finding:
 
 async def _connections(connection: AsyncConnection, settings: Settings) -> Finding:
     found = (await connection.execute(_CONNECTIONS)).one()
-    needed = settings.connections + 1
+    needed = settings.processes * (settings.connections + 1)
+    processes = f" in {settings.processes} processes" if settings.processes > 1 else ""
     told = (
-        f"A worker of concurrency {settings.concurrency} takes {needed}; {found.taken} of {found.usable} are taken now"
+        f"A worker of concurrency {settings.concurrency}{processes} takes {needed}; "
+        f"{found.taken} of {found.usable} are taken now"
     )
     if needed > found.usable:
-        return Finding("connections", "fails", f"{told}: lower WORKER_CONCURRENCY or raise max_connections.")
+        lower = "WORKER_PROCESSES or WORKER_CONCURRENCY," if settings.processes > 1 else "WORKER_CONCURRENCY"
+        return Finding("connections", "fails", f"{told}: lower {lower} or raise max_connections.")
     if needed > found.usable - found.taken:
         return Finding("connections", "warning", f"{told}: one more worker has no room; raise max_connections.")
     return Finding("connections", "ok", f"{told}.")

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,6 +30,7 @@ from worker.lease import Leases, end_this_process
 from worker.limits import Limits, Paused
 from worker.pauses import CHANNEL as PAUSE_CHANNEL
 from worker.pauses import Pauses
+from worker.recycling import recycle_when_due
 from worker.relay import CHANNEL as OUTBOX_CHANNEL
 from worker.relay import Pace, Relay, listen
 from worker.reporting.observer import Observer
@@ -145,8 +146,13 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
             job_completion_wait=settings.shutdown_grace,
             health_check_interval=BEAT_EVERY_S,
         )
-        helpers = (listen_for_wakes(parts.redis, worker.wake), parts.pauses.run(pauses_changed))
-        tasks = [asyncio.create_task(helper) for helper in helpers]
+        beside: list[Coroutine[Any, Any, None]] = [
+            listen_for_wakes(parts.redis, worker.wake),
+            parts.pauses.run(pauses_changed),
+        ]
+        if not burst:  # which ends by itself, and only when nothing is left to do
+            beside.append(recycle_when_due(worker, settings.max_jobs, settings.max_rss_mb))
+        tasks = [asyncio.create_task(part) for part in beside]
         try:
             await worker.serve()
         finally:

@@ -39,9 +39,13 @@ class Settings(BaseSettings):
     app: str = "jobs.app:app"
     queues: Annotated[QueueOrder, NoDecode] = QueueOrder((DEFAULT_QUEUE,))
     concurrency: int = Field(DEFAULT_CONCURRENCY, ge=1, le=10_000)
-    processes: int = Field(1, ge=1)
+    processes: int = Field(1, ge=1, le=1000)
+    max_jobs: int | None = Field(None, ge=1)
+    """About so many jobs, and a process ends in order for another to take its place."""
+    max_rss_mb: int | None = Field(None, ge=1)
+    """The same at about so much resident memory (MiB)."""
     pool_size: int | None = Field(None, ge=1, le=20_000)
-    """Connections to PostgreSQL; concurrency + 4 unless given."""
+    """Connections to PostgreSQL of each process; concurrency + 4 unless given."""
 
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -67,13 +71,6 @@ class Settings(BaseSettings):
         if isinstance(value, QueueOrder):
             return value
         return parse_order(value.split(",") if isinstance(value, str) else value)
-
-    @field_validator("processes")
-    @classmethod
-    def _check_processes(cls, value: int) -> int:
-        if value > 1:
-            raise ValueError("more than one process comes with a later version; start worker run once for each")
-        return value
 
     @field_validator("app")
     @classmethod
@@ -109,7 +106,7 @@ class Settings(BaseSettings):
 
     @property
     def connections(self) -> int:
-        """How many connections to PostgreSQL the worker may hold, beside the one that listens."""
+        """How many connections to PostgreSQL each process may hold, beside the one that listens."""
         return self.pool_size or self.concurrency + SPARE_CONNECTIONS
 
 

@@ -73,6 +73,14 @@ def test_missing_migrations_and_too_few_connections_fail(command: Command, postg
     assert "relay" not in found
 
 
+def test_the_connections_of_every_process_are_counted(command: Command) -> None:
+    verdict, told = verdicts(command, exit_code=1, WORKER_PROCESSES="30")["connections"]
+    assert verdict == "fails"
+    assert told.startswith("A worker of concurrency 10 in 30 processes takes 450; ")
+    assert told.endswith(": lower WORKER_PROCESSES or WORKER_CONCURRENCY, or raise max_connections.")
+    assert verdicts(command, WORKER_PROCESSES="2")["connections"][0] == "ok"
+
+
 def test_notifications_that_cant_come_are_told(command: Command, database_url: str) -> None:
     found = verdicts(command, exit_code=1, WORKER_LISTEN_URL="postgresql://nobody@/none?host=/nowhere")
     assert found["notify"] == ("fails", "WORKER_LISTEN_URL can't be reached to listen; correct it.")

@@ -54,7 +54,8 @@ def test_without_arguments_it_shows_its_help() -> None:
         ({"REDIS_URL": f"redis://:{SECRET}/x@h:port"}, "REDIS_URL can't be used: it can't be read"),
         ({"WORKER_CONCURRENCY": "many"}, "WORKER_CONCURRENCY can't be used: input should be a valid integer"),
         ({"WORKER_POOL_SIZE": "3"}, "Concurrency 10 needs a pool of at least 14; WORKER_POOL_SIZE is 3"),
-        ({"WORKER_PROCESSES": "2"}, "WORKER_PROCESSES can't be used: more than one process comes with a later version"),
+        ({"WORKER_PROCESSES": "0"}, "WORKER_PROCESSES can't be used: input should be greater than or equal to 1"),
+        ({"WORKER_MAX_RSS_MB": "1G"}, "WORKER_MAX_RSS_MB can't be used: input should be a valid integer"),
         ({"WORKER_QUEUES": "a b"}, "WORKER_QUEUES can't be used: give names of queues"),
     ],
 )
@@ -72,7 +73,7 @@ def test_a_database_url_that_cant_be_read_is_wrong_at_once_and_hides_the_passwor
 
 def test_options_of_run_are_checked_as_settings_are() -> None:
     assert "WORKER_CONCURRENCY can't be used" in refusal("run", "--concurrency", "0")
-    assert "WORKER_PROCESSES can't be used" in refusal("run", "--processes", "2")
+    assert "WORKER_PROCESSES can't be used" in refusal("run", "--processes", "0")
     assert "WORKER_QUEUES can't be used" in refusal("run", "--queue", "no queue")
     assert "WORKER_APP can't be used: give it as module:attribute" in refusal("run", "--app", "jobs")
 

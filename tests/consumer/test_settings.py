@@ -87,11 +87,8 @@ def test_a_variable_that_is_empty_counts_as_unset(monkeypatch: pytest.MonkeyPatc
         ("WORKER_APP", "jobs.app", "WORKER_APP can't be used: give it as module:attribute."),
         (
             "WORKER_PROCESSES",
-            "2",
-            (
-                "WORKER_PROCESSES can't be used: "
-                "more than one process comes with a later version; start worker run once for each."
-            ),
+            "1001",
+            "WORKER_PROCESSES can't be used: input should be less than or equal to 1000.",
         ),
         (
             "WORKER_POOL_SIZE",

@@ -1,7 +1,11 @@
 """worker run: consume until told to stop."""
 
 import asyncio
+import sys
+from collections.abc import Callable
 from datetime import timedelta
+from importlib import import_module
+from importlib.util import find_spec
 from signal import SIGINT, SIGTERM
 from typing import Annotated, cast
 
@@ -14,25 +18,30 @@ from worker.cli.endings import FAILED, WRONG, Refusal, ending
 from worker.cli.loading import load_app
 from worker.cli.reach import APPLICATION, reach_database, reach_redis
 from worker.database import create_engine
+from worker.lifeline import hold_on
 from worker.migrate import missing_versions
 from worker.reporting.logs import tell_loop_errors
 from worker.reporting.observer import Observer
 from worker.reporting.start import start_reporting
 from worker.runtime import run_worker
 from worker.settings import Settings, load_settings
+from worker.supervisor import LAST_WORDS_S, Plan, become_supervisor
 
 
-def run(
+def run(  # noqa: PLR0917 - typer gives them by name
     app: Annotated[str | None, typer.Option(help="The App to run, as module:attribute. [WORKER_APP]")] = None,
     queue: Annotated[
         list[str] | None,
         typer.Option(help="A queue to consume; give it again for more, served in this order. [WORKER_QUEUES]"),
     ] = None,
     concurrency: Annotated[int | None, typer.Option(help="Jobs at once. [WORKER_CONCURRENCY]")] = None,
-    processes: Annotated[int | None, typer.Option(help="Processes; 1 for now. [WORKER_PROCESSES]")] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes, each with as many jobs at once. [WORKER_PROCESSES]")
+    ] = None,
     burst: Annotated[  # noqa: FBT002 - a flag
         bool, typer.Option("--burst", help="End when nothing that this worker knows is due.")
     ] = False,
+    lifeline: Annotated[int | None, typer.Option(hidden=True, help="Given by the supervisor.")] = None,
 ) -> None:
     """Consume jobs until SIGTERM or Ctrl-C.
 
@@ -42,9 +51,32 @@ def run(
     settings = load_settings(
         app=app, queues=tuple(queue) if queue else None, concurrency=concurrency, processes=processes
     )
+    if lifeline is not None:
+        hold_on(lifeline, settings.shutdown_grace + LAST_WORDS_S)
     application = load_app(settings.app)
+    if settings.processes > 1 and lifeline is None:
+        become_supervisor(plan(settings, burst=burst))
     observer = start_reporting(settings, application.schedule)
-    asyncio.run(consume(application, settings, observer, burst=burst))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(consume(application, settings, observer, burst=burst))
+
+
+def plan(settings: Settings, *, burst: bool) -> Plan:
+    """A supervisor whose children run this same command, each as one worker."""
+    return Plan(
+        command=[sys.executable, "-P", "-m", "worker", "run"],
+        arguments=sys.argv[2:],
+        processes=settings.processes,
+        grace_s=settings.shutdown_grace,
+        burst=burst,
+        log_format=settings.log_format,
+        log_level=settings.log_level,
+    )
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed (the extra `fast`); None: asyncio's own."""
+    return import_module("uvloop").new_event_loop if find_spec("uvloop") else None
 
 
 async def consume(app: App, settings: Settings, observer: Observer, *, burst: bool = False) -> None:

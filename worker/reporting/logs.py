@@ -8,7 +8,7 @@ import logging
 import sys
 import traceback
 from functools import partial
-from typing import Any, TextIO, cast
+from typing import Any, Protocol, TextIO, cast
 
 import structlog
 from structlog.contextvars import merge_contextvars
@@ -16,7 +16,6 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from worker.reporting.log_observer import add_attempt
 from worker.reporting.tracebacks import without_texts
-from worker.settings import Settings
 
 QUIET = {"arq": logging.WARNING, "asyncio": logging.WARNING, "sqlalchemy": logging.WARNING, "urllib3": logging.ERROR}
 """From which level on these are heard. Below it they chatter, and some of them quote payloads and rows.
@@ -34,7 +33,26 @@ RECORD_FIELDS = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime
 """What every record has, the last two once any formatter has seen it."""
 
 
-def configure(settings: Settings) -> None:
+class LogSettings(Protocol):
+    """What the logs need of the settings; the supervisor has no others."""
+
+    @property
+    def log_format(self) -> str:
+        """`console` or `json`."""
+        ...
+
+    @property
+    def log_level(self) -> str:
+        """`debug`, `info`, `warning` or `error`."""
+        ...
+
+    @property
+    def log_payloads(self) -> bool:
+        """Whether payloads and the texts of errors may be shown."""
+        ...
+
+
+def configure(settings: LogSettings) -> None:
     """Send every log line of this process to stderr, in the format and from the level that the settings name."""
     stream = sys.stderr
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
@@ -71,7 +89,7 @@ def configure(settings: Settings) -> None:
     arq.handlers = [other for other in arq.handlers if other.get_name() != ARQ_HANDLER]
 
 
-def _finish(settings: Settings, *, colors: bool) -> list[Processor]:
+def _finish(settings: LogSettings, *, colors: bool) -> list[Processor]:
     """From the event to the text of its line."""
     tracebacks = Tracebacks(texts=settings.log_payloads)
     if settings.log_format == "json":

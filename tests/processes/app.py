@@ -1,0 +1,46 @@
+"""An application for processes: `WORKER_APP=tests.processes.app:app`. Its handlers say which process they run in."""
+
+import asyncio
+import os
+
+import structlog
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from worker.app import App
+from worker.handler import Handler
+from worker.job import Job
+
+
+class Step(Job, name="step"):
+    """Leaves an effect with the pid. Takes `grow_mb` of memory and never gives it back."""
+
+    grow_mb: int = 0
+
+
+class Wait(Job, name="wait"):
+    """Leaves an effect and waits for an advisory lock, which the test holds until it may go on."""
+
+    lock: int
+
+
+HOARD: list[bytes] = []
+
+
+async def step(job: Step, session: AsyncSession) -> None:
+    HOARD.append(b"x" * (job.grow_mb * 2**20))
+    await _leave_effect(session)
+
+
+async def wait(job: Wait, session: AsyncSession) -> None:
+    await _leave_effect(session)
+    await session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": job.lock})
+
+
+async def _leave_effect(session: AsyncSession) -> None:
+    await session.execute(text("INSERT INTO effect VALUES (:pid)"), {"pid": os.getpid()})
+    loop = type(asyncio.get_running_loop()).__module__
+    structlog.get_logger("test").warning("began", pid=os.getpid(), loop=loop)
+
+
+app = App(handlers=(Handler(Step, step), Handler(Wait, wait)))
