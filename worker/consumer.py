@@ -77,6 +77,7 @@ class Worker(arq.worker.Worker):
         self._started_ms = time.time_ns() // 1_000_000
         self._next_beat = 0.0
         self._wake = asyncio.Event()
+        self._sharing: set[str] = set()
         self._grace_is_over = asyncio.Event()
         self._away_since: float | None = None
         self._claims_from = 0.0
@@ -128,14 +129,14 @@ class Worker(arq.worker.Worker):
                 continue
             if is_last and not taken and not self.tasks and self._may_claim():
                 return
-            if not taken or len(self.tasks) >= self.max_jobs:
+            if not taken or self._slots_taken() >= self.max_jobs:
                 await self._rest(self.poll_delay_s)
 
     async def _look(self) -> int:
         """Do what arq does at each poll. Returns how many jobs were taken."""
         await self._cancel_aborted_jobs()
         await self.heart_beat()
-        free = self.max_jobs - len(self.tasks)
+        free = self.max_jobs - self._slots_taken()
         if free <= 0 or not self._may_claim():
             return 0
         self._claims_made += 1
@@ -143,6 +144,14 @@ class Worker(arq.worker.Worker):
         strangers = [claim for claim in claims if not self._start(claim)]
         await self._engine.claims.settle([PutBack(claim, BUSY) for claim in strangers])
         return len(claims)
+
+    def _slots_taken(self) -> int:
+        return len(self.tasks) - len(self._sharing)
+
+    def share_slot(self, job_id: str) -> None:
+        """A running delivery waits in the batch of another, and leaves its own slot."""
+        self._sharing.add(job_id)
+        self.wake()
 
     def _may_claim(self) -> bool:
         return not self.is_stopping() and self._engine.may_claim() and time.monotonic() >= self._claims_from
@@ -199,6 +208,7 @@ class Worker(arq.worker.Worker):
     def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
         del self.tasks[job_id], self.job_tasks[job_id]
         self.aborting_tasks.discard(job_id)
+        self._sharing.discard(job_id)
         if not task.cancelled() and (error := task.exception()):
             self._engine.fault(error)
         self.wake()
@@ -289,3 +299,6 @@ class _LeaseHold:
 
     def is_aborted(self) -> bool:
         return self._claim.job_id in self._worker.aborting_tasks
+
+    def shares_slot(self) -> None:
+        self._worker.share_slot(self._claim.job_id)

@@ -27,6 +27,10 @@ class Hold(Protocol):
         """Whether arq's abort asked for this job's end. A cancellation without it means that the worker stops."""
         ...
 
+    def shares_slot(self) -> None:
+        """This delivery waits in the batch of another, which has the slot: the worker may take one more."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -75,3 +79,6 @@ class NoHold:
     def is_aborted(self) -> bool:
         """Never: its caller keeps that to itself."""
         return False
+
+    def shares_slot(self) -> None:
+        """There are no slots."""
