@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal, TypeAlias
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Row, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from jobs.arrays import any_id
 from jobs.orders.contracts import PayOrderBatched, ShipOrder
 from jobs.orders.models import MOVES, Order
 from worker.outbox import enqueue_many
+
+
+Moved: TypeAlias = Row[int, int, datetime | None] | Order
+"""With id, total_cents and shipped_at."""
 
 
 async def pay_orders(jobs: Sequence[PayOrderBatched], session: AsyncSession) -> list[dict[str, int]]:
@@ -26,14 +30,6 @@ async def ship_orders(jobs: Sequence[ShipOrder], session: AsyncSession) -> list[
     return [{"order_id": order.id, "shipped_at": order.shipped_at} for order in shipped]
 
 
-class Moved(Protocol):
-    """An order that was moved, or as much of it as its job's result needs."""
-
-    id: int
-    total_cents: int
-    shipped_at: datetime | None
-
-
 async def _move(session: AsyncSession, ids: Sequence[int], to: Literal["paid", "shipped"]) -> list[Moved]:
     """The orders in the order of `ids`. Raises as `_move_one` does for the first that may not make this move."""
     # Locked by id first, so that two batches can't wait for each other.
@@ -46,7 +42,7 @@ async def _move(session: AsyncSession, ids: Sequence[int], to: Literal["paid", "
         .values({Order.status: to, at: func.now()})
         .returning(Order.id, Order.total_cents, Order.shipped_at),
     )
-    orders: dict[int, Moved] = {row.id: row for row in moved}
+    orders = {row.id: row for row in moved}
     # Taken out, so that of two jobs about one order the second is refused, as it would be alone.
     return [orders.pop(each) if each in orders else await _move_one(session, each, to) for each in ids]
 
