@@ -12,7 +12,6 @@ from jobs.orders.contracts import PayOrderBatched, ShipOrder
 from jobs.orders.models import MOVES, Order
 from worker.outbox import enqueue_many
 
-
 Moved: TypeAlias = Row[int, int, datetime | None] | Order
 """With id, total_cents and shipped_at."""
 
