@@ -76,7 +76,7 @@ async def begin(
         "queues": [run.queue for run in runs],
         "from_outbox": [run.from_outbox for run in runs],
     }
-    rows = await connection.execute(_BEGIN, {**given, **in_milliseconds(limits)})
+    rows = (await connection.execute(_BEGIN, {**given, **in_milliseconds(limits)})).all()
     found: dict[tuple[str, int], Begun | Ended | NotDue] = {}
     for job_id, enqueued_ms, status, attempt, result, error, created_at, wait, transaction in rows:
         if status in FINAL:

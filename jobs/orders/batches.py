@@ -41,7 +41,7 @@ async def _move(session: AsyncSession, ids: Sequence[int], to: Literal["paid", "
         .values({Order.status: to, at: func.now()})
         .returning(Order.id, Order.total_cents, Order.shipped_at),
     )
-    orders = {row.id: row for row in moved}
+    orders = {row.id: row for row in moved.all()}
     # Taken out, so that of two jobs about one order the second is refused, as it would be alone.
     return [orders.pop(each) if each in orders else await _move_one(session, each, to) for each in ids]
 
