@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker import run_many as ledger
 from worker.call import Work, call_many
+from worker.connection import begin, connected
 from worker.database import create_sessions
 from worker.errors import SwallowedError
 from worker.faults import commit, in_ledger
@@ -15,7 +16,6 @@ from worker.guard import GUARD, Guard
 from worker.outcome import Completed
 from worker.run import Begun, Ended, NotDue
 from worker.stored import as_jsonb
-from worker.transaction import connected
 
 Share: TypeAlias = tuple[Completed | Ended | NotDue | None, int]
 """What a transaction came to for one of its jobs, and the failures that it saw. None: the run wasn't to be had."""
@@ -34,12 +34,13 @@ class BatchTransactor:
         Raises as Transactor.carry_out does.
         """
         guard, runs = Guard(), [work.run for work in works]
-        async with connected(self._engine, works[0].handler, guard) as connection:
+        async with connected(self._engine, guard) as connection:
             with in_ledger():
-                begun = await ledger.begin(connection, runs, works[0].limits)
+                driver = await begin(connection, works[0].handler.isolation)
+                begun = await ledger.begin(driver, runs, works[0].limits)
                 ended = [run for run, one in zip(runs, begun, strict=True) if isinstance(one, Ended)]
                 if ended:
-                    await ledger.take_rows(connection, ended)
+                    await ledger.take_rows(driver, ended)
             shares: list[Share] = [(None, 0) if isinstance(one, Begun) else (one, 0) for one in begun]
             live = [(place, one) for place, one in enumerate(begun) if isinstance(one, Begun)]
             if live:
@@ -50,7 +51,7 @@ class BatchTransactor:
                     raise SwallowedError
                 results = [as_jsonb(result, "result") for result in returned]
                 with in_ledger():
-                    await ledger.complete(connection, [work.run for work in called], seen[0].transaction, results)
+                    await ledger.complete(driver, [work.run for work in called], seen[0].transaction, results)
                 for (place, one), result in zip(live, results, strict=True):
                     shares[place] = Completed(json.loads(result)), one.failures
             await commit(connection.commit())
