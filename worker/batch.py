@@ -45,7 +45,6 @@ class Batches:
         gathering = self._gathering.get(handler.job.job_name)
         if gathering is not None and gathering.takes(member.work):
             gathering.join(member)
-            member.work.delivery.hold.shares_slot()
             return gathering
         if gathering is not None:
             gathering.close()

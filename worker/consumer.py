@@ -149,9 +149,13 @@ class Worker(arq.worker.Worker):
         return len(self.tasks) - len(self._sharing)
 
     def share_slot(self, job_id: str) -> None:
-        """A running delivery waits in the batch of another, and leaves its own slot."""
+        """A delivery waits in a batch, and leaves its slot to others."""
         self._sharing.add(job_id)
         self.wake()
+
+    def take_slot(self, job_id: str) -> None:
+        """A batch begins, in the slot of this delivery."""
+        self._sharing.discard(job_id)
 
     def _may_claim(self) -> bool:
         return not self.is_stopping() and self._engine.may_claim() and time.monotonic() >= self._claims_from
@@ -302,3 +306,6 @@ class _LeaseHold:
 
     def shares_slot(self) -> None:
         self._worker.share_slot(self._claim.job_id)
+
+    def takes_slot(self) -> None:
+        self._worker.take_slot(self._claim.job_id)

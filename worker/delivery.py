@@ -28,7 +28,11 @@ class Hold(Protocol):
         ...
 
     def shares_slot(self) -> None:
-        """This delivery waits in the batch of another, which has the slot: the worker may take one more."""
+        """This delivery waits for others to make a batch with, which needs one slot: the worker may take one more."""
+        ...
+
+    def takes_slot(self) -> None:
+        """The batch begins, and this delivery, which ends last, has the slot, though none may be free just now."""
         ...
 
 
@@ -81,4 +85,7 @@ class NoHold:
         return False
 
     def shares_slot(self) -> None:
+        """There are no slots."""
+
+    def takes_slot(self) -> None:
         """There are no slots."""

@@ -15,7 +15,7 @@ MAX_BYTES = 8 * 1024 * 1024
 
 
 class Batch:
-    """Carried out by a task of its own. The first of its members has the slot that all of them share."""
+    """Carried out by a task of its own. The first of its members ends last, and has the slot of all of them."""
 
     def __init__(self, handler: BatchHandler[Any], first: Member) -> None:
         self.handler = handler
@@ -33,7 +33,10 @@ class Batch:
         return is_open and _key(work) not in self._keys
 
     def join(self, member: Member) -> None:
-        """Take it in."""
+        """Take it in. Until the batch begins it needs no slot, but a lease."""
+        hold = member.work.delivery.hold
+        hold.begins(self.handler.linger)
+        hold.shares_slot()
         self.members.append(member)
         self._keys.add(_key(member.work))
         self._bytes += len(member.work.message)
@@ -50,6 +53,7 @@ class Batch:
             async with asyncio.timeout(self.handler.linger.total_seconds()):
                 await self._closed.wait()
         self.close()
+        self.members[0].work.delivery.hold.takes_slot()
 
     def start(self, carrying_out: Coroutine[Any, Any, None], context: Context) -> None:
         """Begin the task, in which it gathers and is carried out."""

@@ -75,6 +75,9 @@ class Grip:
     def shares_slot(self) -> None:
         self.shares = True
 
+    def takes_slot(self) -> None:
+        self.shares = False
+
 
 Ending = tuple[Outcome, BaseException | None]
 

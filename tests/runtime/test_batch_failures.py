@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import Bench, Grip, Note, slow_commit
 from tests.runtime.postgres_proxy import COMMIT_SENT, COMMITTED, PostgresProxy
-from tests.runtime.test_batches import batches_of, enqueued, noting
+from tests.runtime.test_batches import LONG, batches_of, enqueued, noting
 from tests.support.waiting import wait_until
 from worker.attempt import IMMEDIATE_RETRIES
 from worker.delivery import Delivery
@@ -413,10 +413,10 @@ async def test_leases_of_all_that_wait_are_extended_by_every_transaction_of_the_
     outcomes = await bench.run_all(batches_of(4, spoilt, timeout=timeout), with_grips(await enqueued(bench, 4), grips))
     assert [type(outcome) for outcome in outcomes] == [Retrying, Completed, Completed, Completed]
     alone = timeout * (1 + IMMEDIATE_RETRIES)
-    # The batch, its left half, each of that half alone (and its own attempt), the right half.
-    assert grips[0].begun == [timeout, timeout, alone, timeout, alone, timeout]
-    assert grips[1].begun == [timeout, timeout, alone, alone, timeout]
-    assert grips[2].begun == grips[3].begun == [timeout, timeout, alone, alone, timeout]
+    # While they gather; then the batch, its left half, each of that half alone (and its own attempt), the right half.
+    assert grips[0].begun == [LONG, timeout, timeout, alone, timeout, alone, timeout]
+    assert grips[1].begun == [LONG, timeout, timeout, alone, alone, timeout]
+    assert grips[2].begun == grips[3].begun == [LONG, timeout, timeout, alone, alone, timeout]
 
 
 async def test_duplicates_of_a_batch_take_their_rows_away(bench: Bench) -> None:

@@ -173,7 +173,7 @@ async def test_the_first_keeps_its_slot_and_the_others_leave_theirs(bench: Bench
     held = [replace(delivery, hold=grip) for delivery, grip in zip(deliveries, grips, strict=True)]
     await bench.run_all(batches_of(3, noting, timeout=timedelta(seconds=7)), held)
     assert [grip.shares for grip in grips] == [False, True, True]
-    assert [grip.begun for grip in grips] == [[timedelta(seconds=7)]] * 3  # each keeps its own lease
+    assert [grip.begun for grip in grips] == [[LONG, timedelta(seconds=7)]] * 3  # each keeps its own lease
 
 
 async def test_a_batch_handler_is_told_its_runs(bench: Bench) -> None:
