@@ -37,7 +37,7 @@ async def enqueued(session: AsyncSession, jobs: Sequence[Any]) -> list[str]:
 
 async def outbox_is_empty(engine: AsyncEngine) -> bool:
     async with engine.connect() as connection:
-        rows = await connection.scalar(select(func.count()).select_from(Outbox))
+        rows: int = (await connection.execute(select(func.count()).select_from(Outbox))).scalar_one()
         return rows == 0
 
 
