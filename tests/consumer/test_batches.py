@@ -37,8 +37,7 @@ async def enqueued(session: AsyncSession, jobs: Sequence[Any]) -> list[str]:
 
 async def outbox_is_empty(engine: AsyncEngine) -> bool:
     async with engine.connect() as connection:
-        rows: int = (await connection.execute(select(func.count()).select_from(Outbox))).scalar_one()
-        return rows == 0
+        return await connection.scalar(select(func.count()).select_from(Outbox)) == 0
 
 
 async def test_one_slot_is_enough_for_a_whole_batch_and_holds_one_batch_at_a_time(
@@ -72,7 +71,7 @@ async def test_direct_jobs_gather_too_and_each_has_its_own_result(arq: ArqRedis,
             assert await worker.outcome(str(job_id)) == Completed(n)
 
         async def are_settled() -> bool:
-            return await arq.zcard("arq:queue") == 0
+            return not await arq.exists("arq:queue")
 
         await wait_until(are_settled)
     assert await arq.keys("arq:in-progress:*") == []
