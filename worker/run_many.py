@@ -10,6 +10,7 @@ from worker.run import FINAL, Begun, Ended, Identity, Limits, NotDue, millisecon
 # The rules are those of run.py's begin. New runs are inserted in the order of their keys, so that two batches can't
 # wait for each other. A run that is there already and that somebody holds is passed over; one that somebody is just
 # inserting is waited for. What isn't returned is held, or isn't admitted. The limits are set when all is locked.
+# Outbox rows are counted, since the planner would make a hash of the whole outbox to look for one in it.
 _BEGIN = f"""
 with asked as (
     select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::boolean[])
@@ -18,13 +19,14 @@ with asked as (
     insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox)
     select id, enqueued_ms, name, queue, 'waiting', from_outbox from asked
     where not from_outbox
-        or exists (select from worker.outbox where id = asked.id and enqueued_ms = asked.enqueued_ms)
+        or (select count(*) from worker.outbox where id = asked.id and enqueued_ms = asked.enqueued_ms) > 0
     order by id, enqueued_ms
     on conflict do nothing
     returning id, enqueued_ms, status, attempt, result, error, next_at, created_at
 ), known as (
     select run.id, run.enqueued_ms, status, attempt, result, error, next_at, created_at
     from asked join worker.run on run.id = asked.id and run.enqueued_ms = asked.enqueued_ms
+    where (select count(*) from inserted) < cardinality($1)
     for update of run skip locked
 ), locked as (
     select * from inserted union all select * from known

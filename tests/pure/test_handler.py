@@ -101,7 +101,7 @@ def test_a_batch_has_1_to_5000_jobs(size: int) -> None:
 
 @pytest.mark.parametrize("linger", [timedelta(seconds=-1), timedelta(seconds=10.1)])
 def test_a_batch_waits_for_10_seconds_at_most(linger: timedelta) -> None:
-    with pytest.raises(ValueError, match="^The batch handler of ship got linger=.*; give a time of zero to 0:00:10"):
+    with pytest.raises(ValueError, match=r"^The batch handler of ship got linger=.*; give a time of zero to 0:00:10"):
         BatchHandler(Ship, ship_many, linger=linger)
     assert not BatchHandler(Ship, ship_many, linger=timedelta(0)).linger
 
