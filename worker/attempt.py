@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker import run as ledger
 from worker.availability import Availability
+from worker.batch_transaction import BatchTransactor
 from worker.call import Work
 from worker.errors import Cancel, Snooze
 from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, swallowed_errors_said
@@ -41,6 +42,7 @@ class Crew:
         self.availability = availability
         self.setbacks = Setbacks(engine, availability, worker)
         self.kept = Transactor(engine)
+        self.many = BatchTransactor(engine)
         self.unkept = UnkeptTransactor(engine)
 
 

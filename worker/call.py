@@ -2,18 +2,22 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.chunk import Chunk
 from worker.delivery import Delivery
-from worker.errors import JobTimeout
+from worker.errors import JobTimeout, Permanent
 from worker.guard import Guard
-from worker.handler import AnyHandler, ChunkedHandler
+from worker.handler import AnyHandler, BatchHandler, ChunkedHandler
 from worker.job import Job
 from worker.run import Begun, Identity, Limits, current_of, running
+
+T = TypeVar("T")
 
 BEYOND = timedelta(seconds=30)
 """How much longer than its handler a transaction may last before PostgreSQL ends it."""
@@ -42,12 +46,26 @@ async def call(work: Work, begun: Begun, session: AsyncSession, guard: Guard) ->
 
     Raises JobTimeout, SessionMisuse, and whatever the handler raises.
     """
+    current = current_of(work.run, begun)
+    with running((current,) if isinstance(work.handler, BatchHandler) else current):
+        return await _within_timeout(work, _run(work, begun, session), session, guard)
+
+
+async def call_many(works: Sequence[Work], begun: Sequence[Begun], session: AsyncSession, guard: Guard) -> list[object]:
+    """The results of one call for many jobs of one batch handler, in their order. Raises as `call` does."""
+    handler = cast("BatchHandler[Any]", works[0].handler)
+    with running(tuple(current_of(work.run, one) for work, one in zip(works, begun, strict=True))):
+        calling = run_batch(handler, [work.job for work in works], session)
+        return await _within_timeout(works[0], calling, session, guard)
+
+
+async def _within_timeout(work: Work, calling: Awaitable[T], session: AsyncSession, guard: Guard) -> T:
     timeout, hung = work.handler.timeout, None
     limit = asyncio.timeout(timeout.total_seconds())
     try:
         async with limit:
-            with guard, running(current_of(work.run, begun)):
-                returned = await _run(work, begun, session)
+            with guard:
+                returned = await calling
             if session.in_transaction() and (session.new or session.dirty or session.deleted):
                 await session.flush()
         if not limit.expired():
@@ -66,4 +84,25 @@ async def _run(work: Work, begun: Begun, session: AsyncSession) -> object:
     if isinstance(handler, ChunkedHandler):
         cursor = None if begun.cursor is None else handler.codec.validate_json(json.dumps(begun.cursor))
         return await handler.run(work.job, session, Chunk(cursor, handler.size))
+    if isinstance(handler, BatchHandler):
+        (result,) = await run_batch(handler, [work.job], session)
+        return result
     return await handler.run(work.job, session)
+
+
+async def run_batch(handler: BatchHandler[Any], jobs: Sequence[Job], session: AsyncSession) -> list[object]:
+    """A result for each job, in their order. Raises Permanent where the handler returns anything else."""
+    returned: Any = await handler.run(jobs, session)
+    if returned is None:
+        return [None] * len(jobs)
+    if isinstance(returned, Sequence) and not isinstance(returned, str | bytes):
+        results = list(cast("Sequence[object]", returned))
+        if len(results) == len(jobs):
+            return results
+        told = f"{len(results)} results"
+    else:
+        told = type(returned).__name__
+    raise Permanent(
+        f"The batch handler of {handler.job.job_name} returned {told} for {len(jobs)} jobs; "
+        "return a sequence with a result for each, in their order, or None."
+    )

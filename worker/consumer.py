@@ -244,6 +244,10 @@ class Worker(arq.worker.Worker):
         self._sharing.add(claim.job_id)
         self._slot_is_free()
 
+    def take_slot(self, claim: Claim) -> None:
+        """A batch begins, in the slot of this delivery."""
+        self._sharing.discard(claim.job_id)
+
     def _slot_is_free(self) -> None:
         """Claim again: at once where half of the slots are free, else when a few more may be."""
         if not self._has_more:
@@ -340,11 +344,14 @@ class _LeaseHold:
     def begins(self, timeout: timedelta) -> None:
         self._engine.leases.extend(self._claim, timeout)
 
-    def shares_slot(self) -> None:
-        self._worker.share_slot(self._claim)
-
     def is_stopping(self) -> bool:
         return self._worker.is_stopping()
 
     def is_aborted(self) -> bool:
         return self._claim.job_id in self._worker.aborting_tasks
+
+    def shares_slot(self) -> None:
+        self._worker.share_slot(self._claim)
+
+    def takes_slot(self) -> None:
+        self._worker.take_slot(self._claim)

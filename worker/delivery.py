@@ -32,6 +32,14 @@ class Hold(Protocol):
         """Whether arq's abort asked for this job's end. A cancellation without it means that the worker stops."""
         ...
 
+    def shares_slot(self) -> None:
+        """This delivery waits for others to make a batch with, which needs one slot: the worker may take one more."""
+        ...
+
+    def takes_slot(self) -> None:
+        """The batch begins, and this delivery, which ends last, has the slot, though none may be free just now."""
+        ...
+
 
 @dataclass(slots=True)
 class Delivery:
@@ -80,3 +88,9 @@ class NoHold:
     def is_aborted(self) -> bool:
         """Never: its caller keeps that to itself."""
         return False
+
+    def shares_slot(self) -> None:
+        """There are no slots."""
+
+    def takes_slot(self) -> None:
+        """There are no slots."""

@@ -7,11 +7,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker import run as ledger
 from worker.attempt import Attempt, Crew, Settled
 from worker.availability import Availability
+from worker.batch import Batches
 from worker.call import Work
 from worker.delivery import Delivery, Report
 from worker.errors import InvalidPayload, JobExpired, UnknownJob
 from worker.faults import is_expected, is_lost_connection
-from worker.handler import HandlerTable
+from worker.handler import BatchHandler, HandlerTable
 from worker.outcome import OFFER_AGAIN, Cancelled, Dead, Outcome, Released, describe
 from worker.reporting.observer import Observation, Observer, Subject
 from worker.retry import RetryPolicy
@@ -38,6 +39,7 @@ class Executor:
         self._observer = observer
         self._availability = availability
         self._crew = Crew(engine, availability, worker)
+        self._batches = Batches(self._crew)
         self._unknown: set[str] = set()
 
     @property
@@ -84,7 +86,10 @@ class Executor:
         if delivery.hold.is_aborted():
             early = cancelled(Cancelled("aborted before it began"))
             return Settled(await to_its_end(self._crew.setbacks.record(run, raw, None, early)))
-        return await Attempt(Work(run, job, handler, delivery, raw), self._crew, observation).settle()
+        work = Work(run, job, handler, delivery, raw)
+        if isinstance(handler, BatchHandler):
+            return await self._batches.settle(work, handler, observation)
+        return await Attempt(work, self._crew, observation).settle()
 
     def _of_unknown_job(self, name: str) -> Released:
         """Leave it for a worker that knows it. One warning a name."""

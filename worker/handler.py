@@ -1,6 +1,6 @@
 """Handler: what is done. A plain async function with its policy, bound in a table."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import MappingProxyType
@@ -74,13 +74,39 @@ class ChunkedHandler(Policy, Generic[J, C]):
             raise ValueError(f"The chunked handler of {self.job.job_name} got size={self.size}; give at least 1.")
 
 
-AnyHandler: TypeAlias = Handler[Any] | ChunkedHandler[Any, Any]
+MAX_BATCH = 5_000
+LONGEST_LINGER = timedelta(seconds=10)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchHandler(Policy, Generic[J]):
+    """Many jobs of one name, one call, one transaction. Those that would spoil it for the others end up alone."""
+
+    job: type[J]
+    run: Callable[[Sequence[J], AsyncSession], Awaitable[Sequence[object] | None]]
+    """Returns nothing, or a result for each job, in their order."""
+    max_size: int = 500
+    """Jobs in one call, at most. There may always be fewer, and just one."""
+    linger: timedelta = timedelta(milliseconds=20)
+    """How long the first job waits for others."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for limits that make no sense."""
+        Policy.__post_init__(self)
+        given = f"The batch handler of {self.job.job_name} got"
+        if not 1 <= self.max_size <= MAX_BATCH:
+            raise ValueError(f"{given} max_size={self.max_size}; give 1 to {MAX_BATCH:,}.")
+        if not timedelta(0) <= self.linger <= LONGEST_LINGER:
+            raise ValueError(f"{given} linger={self.linger}; give a time of zero to {LONGEST_LINGER}.")
+
+
+AnyHandler: TypeAlias = Handler[Any] | ChunkedHandler[Any, Any] | BatchHandler[Any]
 HandlerTable: TypeAlias = Mapping[str, AnyHandler]
 
 
 def keeps_run(handler: AnyHandler) -> bool:
     """Whether a success is remembered in `worker.run`, so that a second delivery is a Duplicate."""
-    return isinstance(handler, ChunkedHandler) or handler.once
+    return not isinstance(handler, Handler) or handler.once
 
 
 def bind(handlers: Iterable[AnyHandler]) -> HandlerTable:

@@ -77,7 +77,7 @@ class Limits:
 
 
 # transaction_timeout came with PostgreSQL 17. Before it, an idle transaction of a stopped worker is what must end.
-def _set_limits(statement_ms: str, lock_ms: str, transaction_ms: str) -> str:
+def set_limits(statement_ms: str, lock_ms: str, transaction_ms: str) -> str:
     """Three columns of a select; the arguments are placeholders."""
     return f"""
     set_config('statement_timeout', {statement_ms}, true), set_config('lock_timeout', {lock_ms}, true),
@@ -86,7 +86,7 @@ def _set_limits(statement_ms: str, lock_ms: str, transaction_ms: str) -> str:
     """
 
 
-_LIMIT = text(f"select {_set_limits(':statement_ms', ':lock_ms', ':transaction_ms')}")
+_LIMIT = text(f"select {set_limits(':statement_ms', ':lock_ms', ':transaction_ms')}")
 
 # A delivery from the outbox that has no outbox row is admitted only to a run that exists: it was final and was pruned,
 # or the message is an old snapshot's. The limits are set once the row is locked: the wait for it has the connection's
@@ -103,7 +103,7 @@ with admitted as (
     returning status, attempt, cursor, result, error, next_at, created_at
 )
 select status, attempt, cursor, result, error, created_at, next_at - clock_timestamp() as wait,
-    pg_current_xact_id()::text as transaction, {_set_limits("$6", "$7", "$8")}
+    pg_current_xact_id()::text as transaction, {set_limits("$6", "$7", "$8")}
 from locked
 """
 
@@ -158,7 +158,7 @@ async def begin(driver: Driver, run: Identity, limits: Limits) -> Begun | Ended 
     Raises asyncpg's error with SQLSTATE 55P03 where another transaction holds the run for longer than the lock timeout.
     """
     row = await driver.fetchrow(
-        _BEGIN, run.job_id, run.enqueued_ms, run.name, run.queue, run.from_outbox, *_milliseconds(limits).values()
+        _BEGIN, run.job_id, run.enqueued_ms, run.name, run.queue, run.from_outbox, *milliseconds(limits).values()
     )
     if row is None:
         return Ended(None)
@@ -173,10 +173,12 @@ async def begin(driver: Driver, run: Identity, limits: Limits) -> Begun | Ended 
 
 def limit(connection: Connection, limits: Limits) -> None:
     """Set the limits of a transaction that has no run."""
-    connection.execute(_LIMIT, _milliseconds(limits))
+    connection.execute(_LIMIT, milliseconds(limits))
 
 
-def _milliseconds(limits: Limits) -> dict[str, str]:
+def milliseconds(limits: Limits) -> dict[str, str]:
+    """What `set_limits` is given, in its order."""
+
     def ms(limit: timedelta | None) -> str:
         return str(max(1, int(limit.total_seconds() * 1000))) if limit else "0"
 
@@ -236,23 +238,38 @@ class CurrentRun:
     queue: str
 
 
-_current: ContextVar[CurrentRun] = ContextVar("current_run")
+_current: ContextVar[CurrentRun | tuple[CurrentRun, ...]] = ContextVar("current_run")
+"""A tuple in a batch handler, even of one."""
 
 
 def current_run() -> CurrentRun:
-    """The run of the calling handler. Raises RuntimeError outside of one."""
+    """The run of the calling handler. Raises RuntimeError outside of one, and in a batch handler."""
+    current = _get("current_run")
+    if isinstance(current, tuple):
+        raise RuntimeError("current_run() was called in a batch handler, which has many; use current_runs().")  # noqa: TRY004 - nothing is wrong with a type
+    return current
+
+
+def current_runs() -> tuple[CurrentRun, ...]:
+    """The runs of the calling batch handler, in the order of its jobs; of any other handler, its one run.
+
+    Raises RuntimeError outside of a handler.
+    """
+    current = _get("current_runs")
+    return current if isinstance(current, tuple) else (current,)
+
+
+def _get(caller: str) -> CurrentRun | tuple[CurrentRun, ...]:
     try:
         return _current.get()
     except LookupError:
-        raise RuntimeError(
-            "current_run() was called outside a handler; call it in one, or use worker.testing."
-        ) from None
+        raise RuntimeError(f"{caller}() was called outside a handler; call it in one, or use worker.testing.") from None
 
 
 class running:  # noqa: N801 - it is used as a function, and a generator would cost more than what it does
-    """Make a run the current one."""
+    """Make a run the current one: a tuple, aligned with the jobs, for a batch handler."""
 
-    def __init__(self, run: CurrentRun) -> None:
+    def __init__(self, run: CurrentRun | tuple[CurrentRun, ...]) -> None:
         self._run = run
 
     def __enter__(self) -> None:

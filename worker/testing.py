@@ -6,7 +6,8 @@ Nothing here needs Redis or a running worker. See tests/guide/ for how each is u
 import json
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from pydantic import JsonValue
@@ -17,10 +18,11 @@ from uuid_utils import uuid7
 from worker import lanes
 from worker.app import App
 from worker.availability import Availability
+from worker.call import run_batch
 from worker.chunk import Chunk, Step
 from worker.delivery import Delivery, NoHold
 from worker.executor import Executor
-from worker.handler import ChunkedHandler
+from worker.handler import AnyHandler, BatchHandler, ChunkedHandler, HandlerTable
 from worker.job import Job
 from worker.models import Outbox, Run
 from worker.outcome import Outcome
@@ -36,7 +38,8 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
     """Run `job`'s handler in your own session and return its result; you commit or roll back.
 
     Payload, result and cursor make the round trip through JSON as they do in a worker, so what would not survive it
-    fails here. A chunked job is run chunk after chunk. Whatever the handler raises is raised.
+    fails here. A chunked job is run chunk after chunk, a batched one in a batch
+    of its own. Whatever the handler raises is raised.
     """
     handler = app.handlers[job.job_name]
     received = handler.job.from_payload(job.to_payload())
@@ -49,7 +52,10 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
     # What a handler keeps for its run (rejected rows) refers to it.
     identity = {"id": run.job_id, "enqueued_ms": run.enqueued_ms, "name": run.name, "queue": run.queue}
     await session.execute(insert(Run).values(**identity, status="waiting", from_outbox=False))
-    with running(run):
+    with running((run,) if isinstance(handler, BatchHandler) else run):
+        if isinstance(handler, BatchHandler):
+            [result] = await run_batch(handler, [received], session)
+            return json.loads(as_jsonb(result, "result"))
         if not isinstance(handler, ChunkedHandler):
             return json.loads(as_jsonb(await handler.run(received, session), "result"))
         counts: dict[str, JsonValue] = {}
@@ -78,12 +84,13 @@ def _message(row: Outbox) -> Message:
 async def drain(app: App, engine: AsyncEngine, *, limit: int = 1_000) -> list[tuple[Message, Outcome]]:
     """Run every committed job that is due, and those that they enqueue, and return what came of each delivery.
 
-    They go through the real executor. What fails or snoozes is left for a later call, however short its wait is drawn:
-    a test sees one attempt of it. Jobs of one key or `job_id` coalesce first, as the relay would have them.
+    They go through the real executor, one after another, so a batch is of one. What fails or snoozes is left for a
+    later call, however short its wait is drawn: a test sees one attempt of it. Jobs of one key or `job_id` coalesce
+    first, as the relay would have them.
     Raises AssertionError after `limit` deliveries: then jobs enqueue each other for ever.
     """
     availability = Availability(engine)
-    executor = Executor(app.handlers, engine, Observers(), availability, "worker.testing")
+    executor = Executor(_alone(app.handlers), engine, Observers(), availability, "worker.testing")
     outcomes: list[tuple[Message, Outcome]] = []
     try:
         began = await _now(engine)
@@ -97,6 +104,15 @@ async def drain(app: App, engine: AsyncEngine, *, limit: int = 1_000) -> list[tu
     finally:
         await availability.close()
     return outcomes
+
+
+def _alone(handlers: HandlerTable) -> HandlerTable:
+    """Jobs are run one after another here, so none waits for others to make a batch with."""
+
+    def alone(handler: AnyHandler) -> AnyHandler:
+        return replace(handler, linger=timedelta(0)) if isinstance(handler, BatchHandler) else handler
+
+    return {name: alone(handler) for name, handler in handlers.items()}
 
 
 # A row counts as sent while it is run, as the relay would have it. What coalesces was marked before.

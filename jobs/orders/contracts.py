@@ -36,8 +36,14 @@ class PayOrder(Job, name="orders.pay"):
     order_id: Id
 
 
+class PayOrderBatched(Job, name="orders.pay_batch"):
+    """As `orders.pay`, many in one transaction. Result: order_id, total_cents. Dead with WrongState."""
+
+    order_id: Id
+
+
 class ShipOrder(Job, name="orders.ship"):
-    """Ship a paid order. Result: order_id, shipped_at. Dead with WrongState."""
+    """Ship a paid order, many in one transaction. Result: order_id, shipped_at. Dead with WrongState."""
 
     order_id: Id
 

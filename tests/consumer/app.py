@@ -6,6 +6,7 @@ Its handlers say `began` in the log.
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -14,9 +15,9 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.consumer.jobs import leave_effect
+from tests.consumer.jobs import leave_effect, leave_effects
 from worker.app import App
-from worker.handler import Handler
+from worker.handler import BatchHandler, Handler
 from worker.job import Job
 from worker.stock import worker_settings
 
@@ -25,6 +26,12 @@ BRIEF = timedelta(milliseconds=100)
 
 class Wait(Job, name="wait"):
     """Leaves an effect and waits for an advisory lock, which the test holds until it may go on."""
+
+    lock: int
+
+
+class Together(Job, name="together"):
+    """As Wait, twenty of them in a batch."""
 
     lock: int
 
@@ -46,6 +53,12 @@ async def wait(job: Wait, session: AsyncSession) -> str:
     _say_began()
     await session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": job.lock})
     return "done"
+
+
+async def together(jobs: Sequence[Together], session: AsyncSession) -> None:
+    await leave_effects(session)
+    _say_began(jobs=len(jobs))
+    await session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": jobs[0].lock})
 
 
 async def deaf(job: Deaf, session: AsyncSession) -> None:
@@ -74,13 +87,14 @@ async def stuck(job: Stuck, session: AsyncSession) -> None:
             time.sleep(60)  # noqa: ASYNC251 - that's what is wrong with it
 
 
-def _say_began() -> None:
-    structlog.get_logger("test").warning("began")
+def _say_began(**told: object) -> None:
+    structlog.get_logger("test").warning("began", **told)
 
 
 app = App(
     handlers=(
         Handler(Wait, wait),
+        BatchHandler(Together, together, max_size=20, linger=timedelta(seconds=5)),
         Handler(Deaf, deaf),
         Handler(Stubborn, stubborn, timeout=BRIEF),
         Handler(Stuck, stuck, timeout=BRIEF),

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.handler import Handler
 from worker.job import Job
-from worker.run import current_run
+from worker.run import current_run, current_runs
 
 
 class Ping(Job, name="ping"):
@@ -28,6 +28,12 @@ class Pong(Job, name="pong"):
 async def leave_effect(session: AsyncSession) -> None:
     """Leave one row in `effect` (see the fixture `effects`)."""
     await session.execute(text("INSERT INTO effect VALUES (:id)"), {"id": current_run().job_id})
+
+
+async def leave_effects(session: AsyncSession) -> None:
+    """Leave one row for each job of a batch."""
+    for run in current_runs():
+        await session.execute(text("INSERT INTO effect VALUES (:id)"), {"id": run.job_id})
 
 
 async def answer(job: Ping, session: AsyncSession) -> dict[str, int]:

@@ -1,5 +1,7 @@
 """What the tests of the domain begin with, and how they run a job for real."""
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +14,13 @@ from jobs.orders.models import Order, OrderLine
 from jobs.products.models import Product
 from jobs.users.models import User
 from worker.app import App
+from worker.availability import Availability
+from worker.delivery import Delivery, NoHold
+from worker.executor import Executor
 from worker.job import Job
-from worker.outbox import enqueue
+from worker.outbox import enqueue, enqueue_many
 from worker.outcome import Completed, Outcome
+from worker.reporting.observer import Observers
 from worker.testing import drain
 
 LONG_AGO = datetime(2021, 1, 1, 12, tzinfo=UTC)
@@ -37,6 +43,18 @@ class Shop:
         outcome = await self.outcome(job)
         assert isinstance(outcome, Completed), outcome
         return outcome.result
+
+    async def together(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """What comes of `jobs` that are delivered at once, in their order."""
+        async with AsyncSession(self.engine) as session, session.begin():
+            enqueue_many(session, jobs)
+        rows = await self.rows("select id, queue, message from worker.outbox order by seq")
+        availability = Availability(self.engine)
+        executor = Executor(self.app.handlers, self.engine, Observers(), availability, "the shop")
+        deliveries = [Delivery(job_id, queue, message, NoHold(), 0, 0) for job_id, queue, message in rows]
+        reports = await asyncio.gather(*(executor.execute(delivery) for delivery in deliveries))
+        await availability.close()
+        return [report.outcome for report in reports]
 
     async def add(self, *rows: object) -> None:
         async with AsyncSession(self.engine) as session, session.begin():

@@ -37,6 +37,7 @@ TABLE = {
     "users.statement",
     "orders.place",
     "orders.pay",
+    "orders.pay_batch",
     "orders.ship",
     "orders.cancel",
     "orders.set_status",

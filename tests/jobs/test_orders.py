@@ -4,14 +4,14 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from jobs.orders.batches import pay_orders, ship_orders
 from jobs.orders.bulk import cancel_stale
-from jobs.orders.contracts import CancelOrder, CancelStale, PayOrder, SetStatus, ShipOrder
+from jobs.orders.contracts import CancelOrder, CancelStale, PayOrder, PayOrderBatched, SetStatus, ShipOrder
 from jobs.orders.models import Order, WrongState
 from tests.jobs.shop import LONG_AGO, Shop, a_product, a_user, an_order, rows
 from worker.app import App
 from worker.chunk import Chunk
-from worker.job import Job
-from worker.outcome import Dead
+from worker.outcome import Completed, Dead
 from worker.testing import enqueued, perform
 
 STATES: dict[str, dict[str, Any]] = {
@@ -43,6 +43,58 @@ async def test_ship_tells_the_server_s_time(app: App, session: AsyncSession) -> 
     assert shipped == [("shipped", datetime.fromisoformat(result["shipped_at"]), True)]
 
 
+async def test_many_orders_are_paid_with_one_update_and_their_shipping_is_enqueued(
+    app: App, session: AsyncSession
+) -> None:
+    await a_user(session)
+    orders = [await an_order(session, f"R-{n}", lines=(("TEA", n),)) for n in range(1, 4)]
+    other = await an_order(session, "R-other")
+    ids = [order.id for order in reversed(orders)]
+    results = await pay_orders([PayOrderBatched(order_id=each) for each in ids], session)
+    assert results == [
+        {"order_id": each, "total_cents": cents} for each, cents in zip(ids, (300, 200, 100), strict=True)
+    ]
+    assert await enqueued(session, ShipOrder) == [ShipOrder(order_id=each) for each in ids]
+    moved = await rows(session, "select id, status, paid_at = now() and updated_at = now() from orders order by id")
+    assert moved == [*((order.id, "paid", True) for order in orders), (other.id, "pending", None)]
+    result = await perform(app, PayOrderBatched(order_id=other.id), session)
+    assert result == {"order_id": other.id, "total_cents": 200}
+
+
+async def test_many_orders_are_shipped_with_one_update(session: AsyncSession) -> None:
+    await a_user(session)
+    orders = [await an_order(session, f"R-{n}", **STATES["paid"]) for n in range(3)]
+    results = await ship_orders([ShipOrder(order_id=order.id) for order in orders], session)
+    ((now,),) = await rows(session, "select now()")
+    assert results == [{"order_id": order.id, "shipped_at": now} for order in orders]
+    assert await rows(session, "select distinct status, shipped_at from orders") == [("shipped", now)]
+
+
+async def test_of_two_jobs_about_one_order_the_second_is_refused(session: AsyncSession) -> None:
+    await a_user(session)
+    order = await an_order(session)
+    with pytest.raises(WrongState, match=f"^Order {order.id} is paid; only one that is pending can become paid"):
+        await pay_orders([PayOrderBatched(order_id=order.id)] * 2, session)
+
+
+async def test_the_bad_orders_of_a_batch_are_dead_and_the_others_are_shipped(shop: Shop) -> None:
+    async with AsyncSession(shop.engine) as session, session.begin():
+        await a_user(session)
+        good = [(await an_order(session, f"R-{n}", **STATES["paid"])).id for n in range(6)]
+        bad = [(await an_order(session, f"R-{state}", **STATES[state])).id for state in ("pending", "shipped")]
+    jobs = [ShipOrder(order_id=each) for each in (*good[:3], *bad, 4711, *good[3:], good[0])]
+    outcomes = await shop.together(jobs)
+    assert [type(outcome) for outcome in outcomes] == [*[Completed] * 3, *[Dead] * 3, *[Completed] * 3, Dead]
+    told = [outcome.error.partition(":")[0] for outcome in outcomes if isinstance(outcome, Dead)]
+    assert told == ["WrongState", "WrongState", "NoResultFound", "WrongState"]
+    shipped = await shop.rows("select id from orders where status = 'shipped' and shipped_at = updated_at order by id")
+    assert shipped == [(each,) for each in good]
+    assert await shop.rows("select status, count(*) from worker.run group by status order by 1") == [
+        ("completed", 6),
+        ("dead", 4),
+    ]
+
+
 @pytest.mark.parametrize("state", ["pending", "paid"])
 async def test_cancel_keeps_the_reason_and_gives_the_stock_back(app: App, session: AsyncSession, state: str) -> None:
     await a_user(session)
@@ -68,12 +120,13 @@ async def test_cancel_of_an_imported_order_gives_nothing_back(app: App, session:
     ("kind", "states"),
     [
         (PayOrder, ["paid", "shipped", "cancelled"]),
+        (PayOrderBatched, ["paid", "shipped", "cancelled"]),
         (ShipOrder, ["pending", "shipped", "cancelled"]),
         (CancelOrder, ["shipped", "cancelled"]),
     ],
 )
 async def test_illegal_moves_are_refused(
-    app: App, session: AsyncSession, kind: type[PayOrder | ShipOrder | CancelOrder], states: list[str]
+    app: App, session: AsyncSession, kind: type[PayOrder | PayOrderBatched | ShipOrder | CancelOrder], states: list[str]
 ) -> None:
     await a_user(session)
     for state in states:
@@ -92,9 +145,11 @@ async def test_wrong_state_is_dead_and_changes_nothing(shop: Shop) -> None:
     assert await shop.rows("select status from orders") == [("shipped",)]
 
 
-@pytest.mark.parametrize("job", [PayOrder(order_id=4711), ShipOrder(order_id=4711), CancelOrder(order_id=4711)])
-async def test_an_order_that_is_not_there_is_dead_at_once(shop: Shop, job: Job) -> None:
-    outcome = await shop.outcome(job)
+@pytest.mark.parametrize("kind", [PayOrder, PayOrderBatched, ShipOrder, CancelOrder])
+async def test_an_order_that_is_not_there_is_dead_at_once(
+    shop: Shop, kind: type[PayOrder | PayOrderBatched | ShipOrder | CancelOrder]
+) -> None:
+    outcome = await shop.outcome(kind(order_id=4711))
     assert isinstance(outcome, Dead)
     assert outcome.error.startswith("NoResultFound: ")
 

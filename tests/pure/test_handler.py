@@ -1,5 +1,6 @@
 """The table of handlers, and what a policy may say."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.chunk import Chunk, Step
-from worker.handler import ChunkedHandler, Handler, bind, gates
+from worker.handler import BatchHandler, ChunkedHandler, Handler, bind, gates, keeps_run
 from worker.job import Job
 from worker.limits import Gate, Limits, Paused, Rate
 from worker.retry import RetryPolicy
@@ -37,6 +38,10 @@ async def count(job: Ship, session: AsyncSession, chunk: Chunk[int]) -> Step[int
     return chunk.step(None)
 
 
+async def ship_many(jobs: Sequence[Ship], session: AsyncSession) -> None:
+    pass
+
+
 def test_the_defaults_are_a_timeout_of_300_s_5_attempts_read_committed_and_once() -> None:
     handler = Handler(Pay, do)
     assert (handler.timeout, handler.retry) == (timedelta(seconds=300), RetryPolicy())
@@ -45,7 +50,7 @@ def test_the_defaults_are_a_timeout_of_300_s_5_attempts_read_committed_and_once(
 
 
 def test_a_handler_is_found_under_its_jobs_name_and_aliases() -> None:
-    pay, ship = Handler(Pay, do), ChunkedHandler(Ship, count, cursor=int)
+    pay, ship = Handler(Pay, do), BatchHandler(Ship, ship_many)
     assert dict(bind([pay, ship])) == {"pay": pay, "charge": pay, "ship": ship}
 
 
@@ -74,6 +79,8 @@ def test_a_limit_is_above_zero(limit: str) -> None:
         Handler(Pay, do, **wrong)
     with pytest.raises(ValueError, match=limit):
         ChunkedHandler(Ship, count, cursor=int, **wrong)
+    with pytest.raises(ValueError, match=limit):
+        BatchHandler(Ship, ship_many, **wrong)
 
 
 def test_a_chunk_has_at_least_one_row() -> None:
@@ -103,3 +110,28 @@ def test_limits_are_told_of_names_that_have_some_and_aliases_share_them() -> Non
     ]
     limits.pause(Paused())
     assert len(limits.arguments()) == 10
+
+
+def test_a_batch_is_of_500_at_most_and_waits_20_ms_unless_told_otherwise() -> None:
+    handler = BatchHandler(Ship, ship_many)
+    assert (handler.max_size, handler.linger) == (500, timedelta(milliseconds=20))
+
+
+@pytest.mark.parametrize("size", [0, 5_001])
+def test_a_batch_has_1_to_5000_jobs(size: int) -> None:
+    with pytest.raises(ValueError, match=f"^The batch handler of ship got max_size={size}; give 1 to 5,000"):
+        BatchHandler(Ship, ship_many, max_size=size)
+    assert BatchHandler(Ship, ship_many, max_size=5_000).max_size == 5_000
+
+
+@pytest.mark.parametrize("linger", [timedelta(seconds=-1), timedelta(seconds=10.1)])
+def test_a_batch_waits_for_10_seconds_at_most(linger: timedelta) -> None:
+    with pytest.raises(ValueError, match=r"^The batch handler of ship got linger=.*; give a time of zero to 0:00:10"):
+        BatchHandler(Ship, ship_many, linger=linger)
+    assert not BatchHandler(Ship, ship_many, linger=timedelta(0)).linger
+
+
+def test_handlers_keep_runs_unless_they_say_otherwise() -> None:
+    kept = (Handler(Pay, do), ChunkedHandler(Ship, count, cursor=int), BatchHandler(Ship, ship_many))
+    assert all(keeps_run(handler) for handler in kept)
+    assert not keeps_run(Handler(Pay, do, once=False))

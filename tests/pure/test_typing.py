@@ -11,12 +11,12 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 SNIPPET = """
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.chunk import Chunk, Step
-from worker.handler import ChunkedHandler, Handler
+from worker.handler import BatchHandler, ChunkedHandler, Handler
 from worker.job import Job
 
 
@@ -39,13 +39,30 @@ async def pay_all(job: PayOrder, session: AsyncSession, chunk: Chunk[int]) -> St
     return chunk.step(None)
 
 
+async def pay_many(jobs: Sequence[PayOrder], session: AsyncSession) -> None: ...
+
+
+async def pay_many_with_results(jobs: Sequence[PayOrder], session: AsyncSession) -> list[dict[str, int]]:
+    return [{"order_id": job.order_id} for job in jobs]
+
+
+async def pay_many_with_one_result(jobs: Sequence[PayOrder], session: AsyncSession) -> int:
+    return len(jobs)
+
+
 HANDLERS = (
     Handler(PayOrder, pay_order),
     ChunkedHandler(PayOrder, pay_all, cursor=int),
+    BatchHandler(PayOrder, pay_many),
+    BatchHandler(PayOrder, pay_many_with_results, max_size=50),
     Handler(PayOrder, cancel_order),  # an error
     ChunkedHandler(CancelOrder, pay_all, cursor=int),  # an error
     ChunkedHandler(PayOrder, pay_all, cursor=str),  # an error
     Handler(PayOrder, pay_all),  # an error
+    BatchHandler(CancelOrder, pay_many),  # an error
+    BatchHandler(PayOrder, pay_order),  # an error
+    BatchHandler(PayOrder, pay_many_with_one_result),  # an error
+    Handler(PayOrder, pay_many),  # an error
 )
 PayOrder(order_id="seven")  # an error
 """

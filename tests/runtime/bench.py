@@ -1,5 +1,6 @@
 """A database, an executor, and deliveries made by hand: what an attempt does, without Redis."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager
@@ -57,6 +58,7 @@ class Grip:
     stopping: bool = False
     aborted: bool = False
     begun: list[timedelta] = field(default_factory=list[timedelta])
+    shares: bool = False
 
     async def is_ours(self) -> bool:
         return self.ours
@@ -69,6 +71,12 @@ class Grip:
 
     def is_aborted(self) -> bool:
         return self.aborted
+
+    def shares_slot(self) -> None:
+        self.shares = True
+
+    def takes_slot(self) -> None:
+        self.shares = False
 
 
 Ending = tuple[Outcome, BaseException | None]
@@ -118,6 +126,12 @@ class Bench:
     async def run(self, handler: AnyHandler, delivery: Delivery) -> Outcome:
         """What comes of one delivery."""
         return (await self.report(handler, delivery)).outcome
+
+    async def run_all(self, handler: AnyHandler, deliveries: Iterable[Delivery]) -> list[Outcome]:
+        """What comes of several that are there at once, in their order."""
+        executor = self.executor(handler)
+        reports = await asyncio.gather(*(executor.execute(delivery) for delivery in deliveries))
+        return [report.outcome for report in reports]
 
     async def report(self, handler: AnyHandler, delivery: Delivery) -> Report:
         return await self.executor(handler).execute(delivery)

@@ -1,0 +1,58 @@
+"""One transaction of many jobs: begin all, call the handler once, mark all done, commit. Raises whatever goes wrong."""
+
+import json
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker import run_many as ledger
+from worker.call import Work, call_many
+from worker.connection import begin, connected
+from worker.database import create_sessions
+from worker.errors import SwallowedError
+from worker.faults import commit, in_ledger
+from worker.guard import GUARD, Guard
+from worker.outcome import Completed
+from worker.run import Begun, Ended, NotDue
+from worker.stored import as_jsonb
+
+Share: TypeAlias = tuple[Completed | Ended | NotDue | None, int]
+"""What a transaction came to for one of its jobs, and the failures that it saw. None: the run wasn't to be had."""
+
+
+class BatchTransactor:
+    """Carries out transactions of many on one engine, each with a fresh session."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._sessions = create_sessions()
+
+    async def carry_out(self, works: Sequence[Work]) -> list[Share]:
+        """One transaction for all, which have one handler; nothing of it stays unless it commits.
+
+        Raises as Transactor.carry_out does.
+        """
+        guard, runs = Guard(), [work.run for work in works]
+        async with connected(self._engine, guard) as connection:
+            with in_ledger():
+                driver = await begin(connection, works[0].handler.isolation)
+                begun = await ledger.begin(driver, runs, works[0].limits)
+                ended = [run for run, one in zip(runs, begun, strict=True) if isinstance(one, Ended)]
+                if ended:
+                    await ledger.take_rows(driver, ended)
+            shares: list[Share] = [(None, 0) if isinstance(one, Begun) else (one, 0) for one in begun]
+            live = [(place, one) for place, one in enumerate(begun) if isinstance(one, Begun)]
+            if live:
+                called, seen = [works[place] for place, _ in live], [one for _, one in live]
+                session = self._sessions(bind=connection, info={GUARD: guard})
+                returned = await call_many(called, seen, session, guard)
+                if connection.invalidated or not connection.in_transaction():
+                    raise SwallowedError
+                results = [as_jsonb(result, "result") for result in returned]
+                with in_ledger():
+                    await ledger.complete(driver, [work.run for work in called], seen[0].transaction, results)
+                for (place, one), result in zip(live, results, strict=True):
+                    shares[place] = Completed(json.loads(result)), one.failures
+            await commit(connection.commit())
+            return shares
