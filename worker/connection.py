@@ -2,7 +2,7 @@
 
 Through SQLAlchemy the first statement of a transaction costs twice what the driver takes for it. So the runtime begins
 there, and SQLAlchemy's adapter is told: it keeps asyncpg's transaction in a private attribute, which this module alone
-touches (tests/runtime/test_connection.py holds it to what SQLAlchemy's own begin does).
+touches (tests/runtime/test_begin.py holds it to what SQLAlchemy's own begin does).
 """
 
 from collections.abc import AsyncGenerator
@@ -29,7 +29,7 @@ async def connected(engine: AsyncEngine, guard: Guard) -> AsyncGenerator[AsyncCo
     try:
         yield connection
     finally:
-        if connection.in_transaction() or connection.invalidated:
+        if connection.invalidated or driver_of(connection).is_in_transaction():
             with suppress(DBAPIError):
                 await to_its_end(_give_up(connection))
         else:
@@ -37,8 +37,8 @@ async def connected(engine: AsyncEngine, guard: Guard) -> AsyncGenerator[AsyncCo
 
 
 async def _give_up(connection: AsyncConnection) -> None:
-    """Roll back and close. One that the driver has lost is thrown away: a rollback would only say so in the log."""
-    if not connection.invalidated and driver_of(connection).is_closed():
+    """Roll back and close. One that the driver has lost, or that SQLAlchemy takes for ended, is thrown away."""
+    if not connection.invalidated and (driver_of(connection).is_closed() or not connection.in_transaction()):
         await connection.invalidate()
     await connection.close()
 

@@ -6,10 +6,9 @@ import socket
 from typing import Any, TypeAlias
 
 import asyncpg
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from worker.guard import GuardedSession, before_cursor_execute
+from worker.guard import GuardedSession, watch
 from worker.settings import SettingsError
 
 Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -120,7 +119,7 @@ def create_engine(url: str, *, pool_size: int, application: str = APPLICATION) -
         max_overflow=0,
         hide_parameters=True,
     )
-    event.listen(engine.sync_engine, "before_cursor_execute", before_cursor_execute)
+    watch(engine.sync_engine)
     return engine
 
 

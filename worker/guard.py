@@ -1,14 +1,19 @@
 """What a handler may not do with its session, and the sentence that it gets."""
 
 import asyncio
+import re
 from typing import Any, NoReturn, Self
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
 from sqlalchemy.orm import Session, SessionTransaction
 
-from worker.errors import SessionMisuse
+from worker.errors import SessionMisuse, TransactionEnded
 
+ENDS = re.compile(
+    r"\s*(commit|end|abort|rollback(?!\s+(work\s+|transaction\s+)?to\b)|prepare\s+transaction)\b", re.IGNORECASE
+)
+"""Statements that end a transaction. A rollback to a savepoint doesn't."""
 GUARD = "ratchet_guard"
 """Where an attempt's Guard is found: in its session's info, and among its connection's execution options."""
 
@@ -19,7 +24,10 @@ class Guard:
     def __init__(self) -> None:
         """The calling task is the one that may use the session."""
         self._owner = asyncio.current_task()
-        self._misuse: SessionMisuse | None = None
+        self._misuse: SessionMisuse | TransactionEnded | None = None
+        self._is_watching = False
+        self.rolled_back = False
+        """Whether the transaction that the attempt began is gone."""
 
     def refuse_other_tasks(self) -> None:
         """Raises SessionMisuse in any task but the owner."""
@@ -34,11 +42,19 @@ class Guard:
         self._misuse = SessionMisuse(sentence)
         raise self._misuse
 
+    def refuse_end(self) -> None:
+        """Raises TransactionEnded while the handler runs: the run may be marked done already, and its work isn't."""
+        if self._is_watching:
+            self._misuse = TransactionEnded()
+            raise self._misuse
+
     def __enter__(self) -> Self:
+        self._is_watching = True
         return self
 
     def __exit__(self, *_raised: object) -> None:
         """Raises the misuse that happened within, at the latest at the end."""
+        self._is_watching = False
         if self._misuse is not None:
             raise self._misuse
 
@@ -80,15 +96,38 @@ class GuardedSession(Session):
         )
 
 
-def before_cursor_execute(
+def watch(engine: Engine) -> None:
+    """Have `engine` ask the guards of its connections: SQLAlchemy's events of these names."""
+    event.listen(engine, "before_cursor_execute", _before_cursor_execute)
+    event.listen(engine, "commit", _before_commit)
+    event.listen(engine, "rollback", _before_rollback)
+
+
+def _before_cursor_execute(
     connection: Connection,
     _cursor: DBAPICursor,
-    _statement: str,
+    statement: str,
     _parameters: Any,
     _context: ExecutionContext | None,
     _many: bool,  # noqa: FBT001 - SQLAlchemy's signature
 ) -> None:
-    """SQLAlchemy's event of that name, for the engine: raises SessionMisuse in a second task."""
+    """Raises SessionMisuse in a second task, and TransactionEnded for a statement that ends the transaction."""
     guard: Guard | None = connection.get_execution_options().get(GUARD)
     if guard is not None:
         guard.refuse_other_tasks()
+        if ENDS.match(statement):
+            guard.refuse_end()
+
+
+def _before_commit(connection: Connection) -> None:
+    """Raises TransactionEnded where a handler commits on its session's connection."""
+    guard: Guard | None = connection.get_execution_options().get(GUARD)
+    if guard is not None:
+        guard.refuse_end()
+
+
+def _before_rollback(connection: Connection) -> None:
+    """Remember it: a session rolls back by itself where a flush has failed, and nothing is marked done any more."""
+    guard: Guard | None = connection.get_execution_options().get(GUARD)
+    if guard is not None:
+        guard.rolled_back = True

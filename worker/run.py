@@ -5,6 +5,7 @@ that failed leaves behind is in setback.py. `begin` and `complete`, which every 
 itself: through SQLAlchemy they took a fifth of an order job's time.
 """
 
+import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from worker.errors import TransactionEnded
 from worker.wire import restamp
 
 Status = Literal["waiting", "retrying", "snoozed", "yielded", "completed", "dead", "cancelled", "discarded"]
+PRECISION_S = 0.05
+"""A run that was marked done when it began says so of this time; one that takes longer is marked again at its end."""
 FINAL = frozenset({"completed", "dead", "cancelled", "discarded"})
 
 
@@ -49,6 +52,8 @@ class Begun:
     created_at: datetime
     transaction: str
     """PostgreSQL's id of the transaction that holds the lock."""
+    marked_at: float | None = None
+    """time.monotonic() when the run was marked done, if it is already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +96,26 @@ _LIMIT = text(f"select {set_limits(':statement_ms', ':lock_ms', ':transaction_ms
 # A delivery from the outbox that has no outbox row is admitted only to a run that exists: it was final and was pruned,
 # or the message is an old snapshot's. The limits are set once the row is locked: the wait for it has the connection's
 # own lock_timeout, the handler's statements have the handler's.
+#
+# A job that has no run yet may be marked done at once ($9), and its outbox row taken: all of that is undone unless the
+# handler's work commits with it, and the mark needs no statement of its own (docs/adr/0015).
 _BEGIN = f"""
 with admitted as (
     select where not $5::boolean
         or exists (select from worker.outbox where id = $1::text and enqueued_ms = $2::bigint)
         or exists (select from worker.run where id = $1 and enqueued_ms = $2)
 ), locked as (
-    insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox)
-    select $1, $2, $3::text, $4::text, 'waiting', $5 from admitted
+    insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox, result, finished_at)
+    select $1, $2, $3::text, $4::text, case when $9::boolean then 'completed' else 'waiting' end, $5,
+        case when $9 then 'null'::jsonb end, case when $9 then clock_timestamp() end
+    from admitted
     on conflict (id, enqueued_ms) do update set name = run.name
-    returning status, attempt, cursor, result, error, next_at, created_at
+    returning status, attempt, cursor, result, error, next_at, created_at, $9 and xmax = 0 as is_marked
+), taken as (
+    delete from worker.outbox where id = $1 and enqueued_ms = $2 and (sent_epoch is not null or not coalesces)
+        and exists (select from locked where is_marked)
 )
-select status, attempt, cursor, result, error, created_at, next_at - clock_timestamp() as wait,
+select status, attempt, cursor, result, error, created_at, next_at - clock_timestamp() as wait, is_marked,
     pg_current_xact_id()::text as transaction, {set_limits("$6", "$7", "$8")}
 from locked
 """
@@ -152,23 +165,23 @@ select exists (select from worker.outbox where id = :id)
 """)
 
 
-async def begin(driver: Driver, run: Identity, limits: Limits) -> Begun | Ended | NotDue:
-    """Insert or lock the run, and set the transaction's limits.
+async def begin(driver: Driver, run: Identity, limits: Limits, *, marks: bool) -> Begun | Ended | NotDue:
+    """Insert or lock the run, and set the transaction's limits. `marks`: a new run is marked done at once.
 
     Raises asyncpg's error with SQLSTATE 55P03 where another transaction holds the run for longer than the lock timeout.
     """
-    row = await driver.fetchrow(
-        _BEGIN, run.job_id, run.enqueued_ms, run.name, run.queue, run.from_outbox, *milliseconds(limits).values()
-    )
+    given = (run.job_id, run.enqueued_ms, run.name, run.queue, run.from_outbox, *milliseconds(limits).values(), marks)
+    row = await driver.fetchrow(_BEGIN, *given)
     if row is None:
         return Ended(None)
     # Positions, which asyncpg's records give faster than names.
-    status, failures, cursor, result, error, created_at, wait, transaction = row[:8]
-    if status in FINAL:
+    status, failures, cursor, result, error, created_at, wait, is_marked, transaction = row[:9]
+    if status in FINAL and not is_marked:
         return Ended(status, result, error)
     if wait is not None and wait > timedelta(0):
         return NotDue(wait)
-    return Begun(failures, cursor, result or {}, created_at, transaction)
+    marked_at = time.monotonic() if is_marked else None
+    return Begun(failures, cursor, result or {}, created_at, transaction, marked_at)
 
 
 def limit(connection: Connection, limits: Limits) -> None:
@@ -183,6 +196,11 @@ def milliseconds(limits: Limits) -> dict[str, str]:
         return str(max(1, int(limit.total_seconds() * 1000))) if limit else "0"
 
     return {"statement_ms": ms(limits.statement), "lock_ms": ms(limits.lock), "transaction_ms": ms(limits.transaction)}
+
+
+def is_marked(begun: Begun, result: str) -> bool:
+    """Whether `begin` has marked the run done, just now and with this result."""
+    return begun.marked_at is not None and result == "null" and time.monotonic() - begun.marked_at < PRECISION_S
 
 
 async def complete(driver: Driver, run: Identity, begun: Begun, result: str) -> None:

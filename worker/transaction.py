@@ -1,6 +1,8 @@
 """One transaction of one job: begin, call the handler, mark it done, commit. Raises whatever goes wrong."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -51,6 +53,8 @@ class Transactor:
             returned = await call(work, begun, session, guard)
             if connection.invalidated or not connection.in_transaction():
                 raise SwallowedError
+            if guard.rolled_back or not driver.is_in_transaction():
+                begun = replace(begun, marked_at=None)
             with in_ledger():
                 outcome = await _mark(connection, driver, work, begun, returned)
             await commit(connection.commit())
@@ -61,8 +65,12 @@ class Transactor:
     ) -> tuple[Driver, ledger.Begun | ledger.Ended | ledger.NotDue]:
         with in_ledger():
             driver = await begin(connection, work.handler.isolation)
+            # Of a chunked job: a chunk mostly isn't the last.
+            begin_run = partial(
+                ledger.begin, run=work.run, limits=work.limits, marks=not isinstance(work.handler, ChunkedHandler)
+            )
             try:
-                return driver, await ledger.begin(driver, work.run, work.limits)
+                return driver, await begin_run(driver)
             except asyncpg.PostgresError as error:
                 if sqlstate(error) != LOCK_NOT_AVAILABLE or not await work.delivery.hold.is_ours():
                     raise
@@ -70,7 +78,7 @@ class Transactor:
             await connection.rollback()
             async with self._zombies.ended_for(connection):
                 driver = await begin(connection, work.handler.isolation)
-                return driver, await ledger.begin(driver, work.run, work.limits)
+                return driver, await begin_run(driver)
 
 
 async def _mark(
@@ -95,5 +103,6 @@ async def _mark(
 
 
 async def _complete(driver: Driver, work: Work, begun: ledger.Begun, result: str) -> Completed:
-    await ledger.complete(driver, work.run, begun, result)
+    if not ledger.is_marked(begun, result):
+        await ledger.complete(driver, work.run, begun, result)
     return Completed(from_json(result))

@@ -1,9 +1,12 @@
 """How a run begins: one executor gets in, once; everybody else learns what came of it."""
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from asyncpg.transaction import Transaction
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -13,7 +16,8 @@ from worker.chunk import Chunk, Step
 from worker.delivery import Delivery
 from worker.errors import Cancel, Permanent
 from worker.handler import ChunkedHandler, Handler
-from worker.outcome import Completed, Duplicate, Released
+from worker.outcome import Completed, Duplicate, Released, Retrying
+from worker.retry import RetryPolicy
 from worker.run import current_run
 
 
@@ -254,17 +258,100 @@ async def test_the_id_without_a_message_waits_for_the_sweep_where_postgresql_kno
     assert isinstance(await bench.run(NOTING, lost), Released)
 
 
-async def test_one_statement_begins_and_one_marks_it_done(bench: Bench) -> None:
-    asked: list[str] = []
+@pytest.fixture
+def sent(bench: Bench) -> Iterator[list[str]]:
+    """What the runtime sends by the driver. (SQLAlchemy prepares its statements, which asyncpg doesn't log.)"""
+    statements: list[str] = []
 
-    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
-        asked.append(statement)
+    def note(query: Any) -> None:
+        statements.append(query.query)
+
+    def checkout(dbapi_connection: Any, *_rest: object) -> None:
+        dbapi_connection.driver_connection.add_query_logger(note)
+
+    def checkin(dbapi_connection: Any, *_rest: object) -> None:
+        dbapi_connection.driver_connection.remove_query_logger(note)
+
+    event.listen(bench.engine.sync_engine, "checkout", checkout)
+    event.listen(bench.engine.sync_engine, "checkin", checkin)
+    yield statements
+    event.remove(bench.engine.sync_engine, "checkout", checkout)
+    event.remove(bench.engine.sync_engine, "checkin", checkin)
+
+
+async def test_one_statement_begins_and_one_marks_it_done(bench: Bench, sent: list[str]) -> None:
+    delivery = await bench.enqueued(Note(text="a"))
+    sent.clear()
+    assert isinstance(await bench.run(NOTING, delivery), Completed)
+    opened, begin, complete, commit = sent
+    assert (opened, commit) == ("BEGIN ISOLATION LEVEL READ COMMITTED;", "COMMIT;")
+    assert "insert into worker.run" in begin
+    assert "update worker.run set status = 'completed'" in complete
+
+
+async def test_a_job_without_a_result_is_marked_done_by_the_statement_that_begins_it(
+    bench: Bench, sent: list[str]
+) -> None:
+    async def silent(job: Note, session: AsyncSession) -> None:
+        await effect(session, job.text)
 
     delivery = await bench.enqueued(Note(text="a"))
-    event.listen(bench.engine.sync_engine, "before_cursor_execute", note)
-    assert isinstance(await bench.run(NOTING, delivery), Completed)
-    event.remove(bench.engine.sync_engine, "before_cursor_execute", note)
-    begin, handlers, complete = asked
-    assert "insert into worker.run" in begin
-    assert "insert into effect" in handlers
-    assert "update worker.run set status = 'completed'" in complete
+    sent.clear()
+    assert await bench.run(Handler(Note, silent), delivery) == Completed(None)
+    assert len(sent) == 3
+    run = await bench.run_of(delivery)
+    assert (run.status, run.result, run.finished_at >= run.created_at) == ("completed", None, True)
+    assert await bench.rows() == 0
+
+
+async def test_one_that_takes_its_time_is_marked_again_at_its_end(bench: Bench, sent: list[str]) -> None:
+    async def slow(job: Note, session: AsyncSession) -> None:
+        await session.execute(text("select pg_sleep(0.1)"))
+
+    await bench.run(Handler(Note, slow), bench.direct(Note()))
+    assert "update worker.run set status = 'completed'" in sent[2]
+
+
+async def test_a_run_that_was_there_is_marked_at_its_end(bench: Bench, sent: list[str]) -> None:
+    async def failing_once(job: Note, session: AsyncSession) -> None:
+        if current_run().attempt == 1:
+            raise ValueError
+
+    delivery = await bench.enqueued(Note())
+    handler = Handler(Note, failing_once, retry=RetryPolicy(base=timedelta(0)))
+    assert isinstance(await bench.run(handler, delivery), Retrying)
+    sent.clear()
+    assert await bench.run(handler, delivery) == Completed(None)
+    assert "update worker.run set status = 'completed'" in sent[2]
+    assert (await bench.runs(), await bench.rows()) == ([("completed", 1)], 0)
+
+
+async def test_a_begin_that_is_interrupted_throws_its_connection_away(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg would take the next transaction for a savepoint of the one that never began, and commit nothing."""
+    start = Transaction.start
+
+    async def interrupted(transaction: Transaction) -> None:
+        monkeypatch.setattr(Transaction, "start", start)
+        await start(transaction)
+        raise ValueError
+
+    delivery = await bench.enqueued(Note(text="a"))
+    monkeypatch.setattr(Transaction, "start", interrupted)
+    assert isinstance(await bench.run(NOTING, delivery), Retrying)
+    for text_ in ("b", "c"):
+        assert isinstance(await bench.run(NOTING, await bench.enqueued(Note(text=text_))), Completed)
+    assert await bench.effects() == ["b", "c"]
+
+
+async def test_the_drivers_transaction_is_where_sqlalchemy_looks_for_its_own(bench: Bench) -> None:
+    """worker/connection.py sets a private attribute: a version of SQLAlchemy that calls it otherwise fails here."""
+    async with bench.engine.connect() as connection:
+        raw: Any = (await connection.get_raw_connection()).dbapi_connection
+        seen = [raw._transaction]
+        await connection.execute(text("select 1"))
+        seen.append(raw._transaction)
+        await connection.rollback()
+        seen.append(raw._transaction)
+    assert [type(transaction) for transaction in seen] == [type(None), Transaction, type(None)]

@@ -8,10 +8,11 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.runtime.bench import WORKER, Bench, Grip, Note, effect
+from tests.runtime.bench import WORKER, Bench, Count, Grip, Note, effect
 from tests.runtime.postgres_proxy import PostgresProxy
+from worker.chunk import Chunk, Step
 from worker.errors import LONGEST_DELAY, Cancel, Permanent, Snooze
-from worker.handler import Handler
+from worker.handler import ChunkedHandler, Handler
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Released, Retrying, Snoozed
 from worker.retry import RetryPolicy
 
@@ -271,12 +272,13 @@ async def overtake(bench: Bench) -> None:
 
 
 async def test_a_job_from_the_outbox_is_written_down_only_while_its_row_stands(bench: Bench) -> None:
-    async def failing_without_row(job: Note, session: AsyncSession) -> None:
+    async def failing_without_row(job: Count, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
         async with bench.engine.begin() as connection:
             await connection.execute(text("delete from worker.outbox"))
         raise ValueError
 
-    assert await bench.run(Handler(Note, failing_without_row), await bench.enqueued(Note())) == Duplicate(None)
+    handler = ChunkedHandler(Count, failing_without_row, cursor=int)
+    assert await bench.run(handler, await bench.enqueued(Count())) == Duplicate(None)
     assert await bench.runs() == []
 
 
