@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -25,7 +26,7 @@ async def connected(engine: AsyncEngine, guard: Guard) -> AsyncGenerator[AsyncCo
     Where the connection is gone, so is the transaction; that hides nothing of what was raised within.
     """
     connection = await engine.connect()
-    connection.sync_connection.execution_options(**{GUARD: guard})  # type: ignore[union-attr]  # it is connected
+    put_on(connection.sync_connection, guard)  # type: ignore[arg-type]  # it is connected
     try:
         yield connection
     finally:
@@ -34,6 +35,13 @@ async def connected(engine: AsyncEngine, guard: Guard) -> AsyncGenerator[AsyncCo
                 await to_its_end(_give_up(connection))
         else:
             await connection.close()  # asks nothing of the server, so it can't be interrupted
+
+
+def put_on(connection: Connection, guard: Guard) -> None:
+    """Let `guard` see what is asked on a connection, by SQLAlchemy or by the driver."""
+    connection.execution_options(**{GUARD: guard})
+    driver: Any = connection.connection.driver_connection
+    driver.guard = guard
 
 
 async def _give_up(connection: AsyncConnection) -> None:

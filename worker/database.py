@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from worker.guard import GuardedSession, watch
+from worker.guard import Guard, GuardedSession, watch
 from worker.settings import SettingsError
 
 Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -53,13 +53,18 @@ class DatabaseAway(ConnectionError):
 
 
 class ReadingConnection(asyncpg.Connection):
-    """A connection that reads the answer to COMMIT.
+    """A connection that reads the answer to COMMIT, and whose guard sees it before.
 
     PostgreSQL answers COMMIT of a failed transaction with the tag ROLLBACK and no error, and asyncpg drops the tag.
     """
 
+    guard: Guard | None = None
+    """Of the attempt that has it, or had it last."""
+
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        """Raises CommitRefused where a commit rolled back."""
+        """Raises CommitRefused where a commit rolled back, and TransactionEnded where a handler asks for one."""
+        if self.guard is not None:
+            self.guard.sees(query)
         tag: str = await super().execute(query, *args, timeout=timeout)
         if query == "COMMIT;" and tag == "ROLLBACK":
             raise CommitRefused("the transaction had failed before its commit, and PostgreSQL rolled it back")

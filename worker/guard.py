@@ -4,7 +4,7 @@ import asyncio
 import re
 from typing import Any, NoReturn, Self
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -14,6 +14,8 @@ ENDS = re.compile(
     r"\s*(commit|end|abort|rollback(?!\s+(work\s+|transaction\s+)?to\b)|prepare\s+transaction)\b", re.IGNORECASE
 )
 """Statements that end a transaction. A rollback to a savepoint doesn't."""
+ROLLBACK = "ROLLBACK;"
+"""As asyncpg writes it."""
 GUARD = "ratchet_guard"
 """Where an attempt's Guard is found: in its session's info, and among its connection's execution options."""
 
@@ -42,9 +44,17 @@ class Guard:
         self._misuse = SessionMisuse(sentence)
         raise self._misuse
 
-    def refuse_end(self) -> None:
-        """Raises TransactionEnded while the handler runs: the run may be marked done already, and its work isn't."""
-        if self._is_watching:
+    def sees(self, statement: str) -> None:
+        """Raises TransactionEnded where it ends the transaction while the handler runs.
+
+        The run may be marked done already, and the handler's work isn't. A rollback on the connection is remembered
+        only: a session does that by itself where a flush has failed.
+        """
+        if not self._is_watching or not ENDS.match(statement):
+            return
+        if statement == ROLLBACK:
+            self.rolled_back = True
+        else:
             self._misuse = TransactionEnded()
             raise self._misuse
 
@@ -97,37 +107,17 @@ class GuardedSession(Session):
 
 
 def watch(engine: Engine) -> None:
-    """Have `engine` ask the guards of its connections: SQLAlchemy's events of these names."""
-    event.listen(engine, "before_cursor_execute", _before_cursor_execute)
-    event.listen(engine, "commit", _before_commit)
-    event.listen(engine, "rollback", _before_rollback)
+    """Have `engine` ask the guards of its connections before each statement.
+
+    By the dialect's events: one listener of the connection's own would make each statement dispatch all of them.
+    """
+    for name in ("do_execute", "do_executemany"):
+        event.listen(engine, name, _before_execute)
 
 
-def _before_cursor_execute(
-    connection: Connection,
-    _cursor: DBAPICursor,
-    statement: str,
-    _parameters: Any,
-    _context: ExecutionContext | None,
-    _many: bool,  # noqa: FBT001 - SQLAlchemy's signature
-) -> None:
+def _before_execute(_cursor: DBAPICursor, statement: str, _parameters: Any, context: ExecutionContext) -> None:
     """Raises SessionMisuse in a second task, and TransactionEnded for a statement that ends the transaction."""
-    guard: Guard | None = connection.get_execution_options().get(GUARD)
+    guard: Guard | None = context.root_connection.get_execution_options().get(GUARD)
     if guard is not None:
         guard.refuse_other_tasks()
-        if ENDS.match(statement):
-            guard.refuse_end()
-
-
-def _before_commit(connection: Connection) -> None:
-    """Raises TransactionEnded where a handler commits on its session's connection."""
-    guard: Guard | None = connection.get_execution_options().get(GUARD)
-    if guard is not None:
-        guard.refuse_end()
-
-
-def _before_rollback(connection: Connection) -> None:
-    """Remember it: a session rolls back by itself where a flush has failed, and nothing is marked done any more."""
-    guard: Guard | None = connection.get_execution_options().get(GUARD)
-    if guard is not None:
-        guard.rolled_back = True
+        guard.sees(statement)

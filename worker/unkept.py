@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from worker import run as ledger
 from worker.call import Work, call
+from worker.connection import put_on
 from worker.database import SESSION_OPTIONS
 from worker.faults import commit, in_ledger
 from worker.guard import GUARD, Guard, GuardedSession
@@ -32,7 +33,7 @@ class UnkeptSession(GuardedSession):
 @event.listens_for(UnkeptSession, "after_begin")
 def _limit(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
     """SQLAlchemy's event, for the class: to listen on each session would cost more than all the rest of it."""
-    connection.execution_options(**{GUARD: session.info[GUARD]})
+    put_on(connection, session.info[GUARD])
     work: Work = session.info[WORK]
     ledger.limit(connection, work.limits)
 

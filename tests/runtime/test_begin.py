@@ -260,7 +260,7 @@ async def test_the_id_without_a_message_waits_for_the_sweep_where_postgresql_kno
 
 @pytest.fixture
 def sent(bench: Bench) -> Iterator[list[str]]:
-    """What the runtime sends by the driver. (SQLAlchemy prepares its statements, which asyncpg doesn't log.)"""
+    """What the runtime sends by the driver. SQLAlchemy prepares its statements, which asyncpg doesn't log."""
     statements: list[str] = []
 
     def note(query: Any) -> None:
