@@ -20,8 +20,9 @@ from worker.app import App
 from worker.availability import Availability
 from worker.broker import connect_broker
 from worker.claim import Claims
-from worker.consumer import Engine, Worker
+from worker.consumer import Worker
 from worker.database import APPLICATION, DatabaseAway, create_engine
+from worker.engine import Engine
 from worker.executor import Executor
 from worker.faults import is_lost_connection
 from worker.handler import gates
@@ -137,6 +138,7 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
                 draw=settings.queue_order.draw,
             ),
             queues=settings.queues,
+            allow_abort_jobs=True,
             redis_pool=parts.redis,
             burst=burst,
             on_startup=look_for_database,
