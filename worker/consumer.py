@@ -1,4 +1,4 @@
-"""Worker: arq's, with leases. Claims due jobs, has each executed, settles it in Redis. Knows nothing of sessions."""
+"""Worker: arq's, with leases. Claims due jobs, has each run, settles it in Redis. Knows nothing of sessions."""
 
 import asyncio
 import os
@@ -14,14 +14,13 @@ from uuid import uuid4
 
 import arq.worker
 import structlog
-from arq.constants import health_check_key_suffix
 from redis.exceptions import RedisError
 
 from worker.acknowledgements import Acknowledgements
 from worker.claim import Claim, PutBack
 from worker.delivery import Delivery, Report
 from worker.engine import Engine
-from worker.heartbeat import BEAT_EVERY_S, Heartbeat, beat, farewell
+from worker.heartbeat import BEAT_EVERY_S, Heartbeat, beat
 from worker.outcome import (
     BUSY,
     OFFER_AGAIN,
@@ -35,7 +34,6 @@ from worker.outcome import (
     Snoozed,
     Yielded,
 )
-from worker.shield import cancel_all
 from worker.standalone import LEASE, attending, connect, engine_of, log_start
 from worker.wire import ABORT_SET, deserialize, serialize
 
@@ -43,32 +41,19 @@ AWAY_DELAY_S = 0.5
 """Between looks while Redis is away."""
 GATHER_S = 0.005
 """A few free slots are filled together after this long, rather than one by one: each claim costs as much as a job."""
-LAST_WORDS_S = 5.0
-"""For jobs that are cancelled when the grace is over, to roll back and to be put back."""
 
 
 class Worker(arq.worker.Worker):
     """arq's Worker, with its arguments and habits; only how jobs are taken, held and settled is ours."""
 
-    def __init__(
-        self,
-        functions: Sequence[Any] = (),
-        *,
-        engine: Engine | None = None,
-        queues: Sequence[str] | None = None,
-        **arguments: Any,
-    ) -> None:
-        """`functions` and `arguments` are arq's; `queues`, if given, are served in this order.
+    def __init__(self, functions: Sequence[Any] = (), **arguments: Any) -> None:
+        """Takes what arq's takes.
 
-        `engine` runs the jobs. Without one the functions do, as with arq; but messages and results are JSON unless
-        serializers are given, so that what lies in a queue isn't unpickled unasked.
+        Messages and results are JSON unless serializers are given: what lies in a queue isn't unpickled unasked.
         """
         codecs: dict[str, Any] = {"job_serializer": serialize, "job_deserializer": deserialize}
-        if queues is not None:
-            arguments["queue_name"] = queues[0]
         super().__init__(functions, **{**codecs, **arguments})
-        self._given = engine
-        self._queues = tuple(queues or (self.queue_name,))
+        self._queues: tuple[str, ...] = (self.queue_name,)
         self._name = uuid4().hex
         self._claims_made = 0
         self._started_ms = time.time_ns() // 1_000_000
@@ -83,8 +68,6 @@ class Worker(arq.worker.Worker):
         """Jobs that wait in a batch of another, which has the slot."""
         self._hooks: set[asyncio.Task[None]] = set()
         """arq's `after_job_end`, running."""
-        self._grace_is_over = asyncio.Event()
-        self._was_told = False
         self._away_since: float | None = None
         self._claims_from = 0.0
         self._log = structlog.get_logger("worker.consumer")
@@ -92,7 +75,7 @@ class Worker(arq.worker.Worker):
     @cached_property
     def _engine(self) -> Engine:
         grace = timedelta(seconds=self._job_completion_wait) + LEASE
-        return self._given or engine_of(self, grace, owns_process=self._handle_signals)
+        return engine_of(self, grace, owns_process=self._handle_signals)
 
     @cached_property
     def _acknowledgements(self) -> Acknowledgements:
@@ -112,30 +95,8 @@ class Worker(arq.worker.Worker):
         """Whether no new jobs are taken any more."""
         return not self.allow_pick_jobs
 
-    async def serve(self) -> None:
-        """Run until told to stop, and leave nothing running: what doesn't end within the grace is handed back."""
-        self._engine.leases.start()
-        self.main_task = asyncio.create_task(self.main(), name="consumer")
-        grace = asyncio.create_task(self._grace_is_over.wait())
-        try:
-            await asyncio.wait([self.main_task, grace], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self.allow_pick_jobs = False
-            await cancel_all([self.main_task, grace])
-            await self._hand_back()
-            self._engine.leases.stop()
-            with suppress(RedisError, OSError, TimeoutError):  # it runs out by itself
-                await asyncio.wait_for(farewell(self.pool, self._name), timeout=1)
-            for signum in (Signals.SIGINT, Signals.SIGTERM):
-                self.loop.remove_signal_handler(signum)
-        if not self.main_task.cancelled():
-            self.main_task.result()
-
     async def main(self) -> None:
         """Serve until told to stop; in burst mode, until nothing that this worker knows is due."""
-        if self._given:
-            await self._consume()
-            return
         if self._pool is None:
             self._pool = await connect(self)
         async with attending(self._engine, self.pool, self._name, None if self.burst else self.wake):
@@ -331,45 +292,13 @@ class Worker(arq.worker.Worker):
             await self.pool.zrem(ABORT_SET, *aborted)
 
     async def record_health(self) -> None:
-        """arq's line for each queue, and for `worker status` a word about this worker."""
-        if len(self._queues) == 1:
-            await super().record_health()
+        """arq's line, and for `worker status` a word about this worker."""
+        await super().record_health()
         if time.monotonic() < self._next_beat:
             return
-        for queue in self._queues if len(self._queues) > 1 else ():
-            self.queue_name, self.health_check_key, self._last_health_check = queue, queue + health_check_key_suffix, 0
-            await super().record_health()
         host, pid, running = socket.gethostname(), os.getpid(), len(self.tasks)
         await beat(self.pool, Heartbeat(self._name, host, pid, self._queues, running, self._started_ms))
         self._next_beat = time.monotonic() + min(BEAT_EVERY_S, self.health_check_interval)
-
-    def drain(self) -> None:
-        """Take no more jobs, and end when those that run have ended. A signal still gives its grace."""
-        self.allow_pick_jobs = False
-        self.wake()
-
-    def handle_sig(self, signum: Signals) -> None:
-        """The first signal asks for an orderly stop. Ctrl-C after that cuts the grace short.
-
-        A second SIGTERM doesn't: systemd and Heroku send it to each process, and a supervisor among them passes it on.
-        """
-        if not self._given:
-            super().handle_sig(signum)
-            return
-        if self._was_told and signum != Signals.SIGINT:
-            return
-        grace_s = 0 if self._was_told else self._job_completion_wait
-        self._was_told, self.allow_pick_jobs = True, False
-        self._log.warning("stopping", signal=signum.name, running=len(self.tasks), grace_s=grace_s)
-        self.loop.call_later(grace_s, self._grace_is_over.set)
-        self.wake()
-
-    def handle_sig_wait_for_completion(self, signum: Signals) -> None:
-        """As arq has it, where jobs are given time to end."""
-        if self._given:
-            self.handle_sig(signum)
-        else:
-            super().handle_sig_wait_for_completion(signum)
 
     async def close(self) -> None:
         """As arq's; before the connection goes, Redis is told what came of the last jobs."""
@@ -384,17 +313,6 @@ class Worker(arq.worker.Worker):
             await self.on_shutdown(self.ctx)
         await self.pool.aclose(close_connection_pool=True)
         self._pool = None
-
-    async def _hand_back(self) -> None:
-        """Cancel what still runs: it is rolled back, and its messages are put back."""
-        deaf = await cancel_all(self.tasks.values(), LAST_WORDS_S)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_S):
-                await self._acknowledgements.all_sent()
-        if deaf:
-            hint = "the process ends without them, and their leases run out"
-            self._log.error("jobs_ignore_cancellation", job_ids=sorted(self.tasks), hint=hint)
-            self._engine.abandon()
 
 
 class _LeaseHold:
