@@ -18,7 +18,7 @@ demo: $(READY) ## Run a shop's jobs on embedded servers, kill a worker, count wh
 	$(BIN)/worker demo $(ARGS)
 
 .PHONY: test
-test: $(READY) ## Run every test against embedded PostgreSQL and Valkey (ARGS=… go to pytest)
+test: $(READY) .arq/.ready ## Run every test against embedded PostgreSQL and Valkey (ARGS=… go to pytest)
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 .PHONY: dev
@@ -39,6 +39,9 @@ lock: $(UV) ## Write requirements/*.txt anew from pyproject.toml (ARGS=--upgrade
 	$(COMPILE) $(ARGS) pyproject.toml --extra fast --extra parquet -o requirements/runtime.txt
 	$(COMPILE) $(ARGS) pyproject.toml requirements/build.in --extra dev \
 		--constraints requirements/runtime.txt --constraints requirements/build.txt -o requirements/dev.txt
+	$(COMPILE) $(ARGS) pyproject.toml requirements/arq-tests.in \
+		--constraints requirements/runtime.txt -o requirements/arq-tests.txt
+	$(COMPILE) --no-deps requirements/arq-sdist.in --constraints requirements/runtime.txt -o requirements/arq-sdist.txt
 
 $(UV): requirements/build.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=…")'
@@ -49,4 +52,15 @@ $(UV): requirements/build.txt
 $(READY): $(UV) requirements/dev.txt pyproject.toml
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# arq's own tests, which only its sdist holds, and an environment with the pytest that they were written for.
+.arq/.ready: $(UV) requirements/arq-tests.txt requirements/arq-sdist.txt
+	rm -rf .arq
+	$(UV) venv --quiet --python $(BIN)/python .arq/venv
+	$(UV) pip install --quiet --python .arq/venv/bin/python --require-hashes -r requirements/arq-tests.txt
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --require-hashes -r requirements/arq-sdist.txt \
+		--no-deps --no-binary arq --no-build-isolation --dest .arq
+	mkdir .arq/sdist
+	tar -xzf .arq/arq-*.tar.gz -C .arq/sdist --strip-components 1
 	@touch $@

@@ -1,10 +1,12 @@
 """Connections to Redis or Valkey from a URL: tcp, TLS, unix socket, or through sentinels."""
 
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import redis
 from arq.connections import ArqRedis, RedisSettings
+from redis.asyncio import Redis
+from redis.asyncio import SSLConnection as TlsConnection
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.sentinel import Sentinel
@@ -33,8 +35,14 @@ def connect_broker(url: str) -> ArqRedis:
     return made
 
 
-def connect_blocking(url: str, timeout: float = ANSWER_TIMEOUT_S) -> redis.Redis:
-    """A client for the thread that renews leases, which no blocked event loop holds up. `timeout` in seconds."""
+def connect_blocking(server: str | Redis, timeout: float = ANSWER_TIMEOUT_S) -> redis.Redis:
+    """A client for the thread that renews leases, which no blocked event loop holds up. `timeout` in seconds.
+
+    `server`: its URL, or another client of it.
+    """
+    if not isinstance(server, str):
+        return _twin(server, timeout)
+    url = server
     timeouts: dict[str, Any] = {"socket_connect_timeout": timeout, "socket_timeout": timeout}
     if url.startswith(SENTINEL):
         hosts, service, options = _sentinel(url)
@@ -42,6 +50,22 @@ def connect_blocking(url: str, timeout: float = ANSWER_TIMEOUT_S) -> redis.Redis
         primary: redis.Redis = sentinels.master_for(service, **OPTIONS)
         return primary
     return redis.Redis.from_url(url, **OPTIONS, **timeouts)
+
+
+def _twin(client: Redis, timeout: float) -> redis.Redis:
+    pool: Any = client.connection_pool
+    given: dict[str, Any] = pool.connection_kwargs
+    options = {name: given[name] for name in ("db", "username", "password", *TLS_OPTIONS) if name in given}
+    options |= {"socket_connect_timeout": timeout, "socket_timeout": timeout, **OPTIONS}
+    if isinstance(pool, SentinelConnectionPool):
+        asked: list[Any] = [sentinel.connection_pool for sentinel in cast("Any", pool).sentinel_manager.sentinels]
+        hosts = [(one.connection_kwargs["host"], one.connection_kwargs["port"]) for one in asked]
+        sentinels: Any = Sentinel(hosts, **options)  # type: ignore[no-untyped-call]  # redis-py 5 leaves it untyped
+        primary: redis.Redis = sentinels.master_for(pool.service_name)
+        return primary
+    host, port, path = (given.get(name) for name in ("host", "port", "path"))
+    options["ssl"] = issubclass(pool.connection_class, TlsConnection)
+    return redis.Redis(host=host or "localhost", port=port or 6379, unix_socket_path=path, **options)
 
 
 def arq_settings(url: str) -> RedisSettings:

@@ -25,6 +25,8 @@ MAX_ID_BYTES = 1_000
 MARK_AGAIN_S = 10.0
 """An idle worker looks in earnest so often, though nothing seems due: the idle marks must not run out."""
 NEVER = inf
+FOREVER = -1
+"""Of a result: kept until somebody deletes it."""
 AT_ONCE = 1_000
 """Endings a script call: Lua unpacks no more than some 8,000 values."""
 
@@ -52,11 +54,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Take the job out of Redis and keep its result for so long; 0: keep none."""
+    """Take the job out of Redis and keep its result for so long; 0: keep none; FOREVER."""
 
     claim: Claim
     result: bytes = b""
     keep_ms: int = 0
+    stays_ms: int = 0
+    """How long the id stays in progress nevertheless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +73,24 @@ class PutBack:
     """Replaces the message."""
     failures: int | None = None
     """What Redis counts from now on; None: as before."""
+    stays_ms: int = 0
+    """As Finish's."""
 
 
 class Claims:
     """The scripts, bound to a client."""
 
-    def __init__(self, redis: Redis, lease: timedelta, limits: Limits | None = None) -> None:
-        """`lease`: how long a claimed job is held unless that is renewed. `limits`: what may not start now."""
+    def __init__(
+        self, redis: Redis, lease: timedelta, limits: Limits | None = None, *, marks_idle: bool = True
+    ) -> None:
+        """`lease`: how long a claimed job is held unless that is renewed. `limits`: what may not start now.
+
+        `marks_idle`: somebody listens, and should be woken.
+        """
         self._redis = redis
         self._lease_ms = int(lease.total_seconds() * 1000)
         self._limits = limits or Limits()
+        self._idle_ms = IDLE_MS if marks_idle else 0
         self._passed: dict[str, int] = {}
         self._heads: dict[str, float] = {}
         """When the earliest job of a queue is due, as the looks since the last claim have seen it."""
@@ -134,7 +146,7 @@ class Claims:
         return claims
 
     async def _take(self, queues: Sequence[str], want: int, token: str) -> tuple[int, list[Claim]]:
-        args = [want, self._lease_ms, token, MAX_MESSAGE_BYTES, PAGE, PAGES, STEP, IDLE_MS]
+        args = [want, self._lease_ms, token, MAX_MESSAGE_BYTES, PAGE, PAGES, STEP, self._idle_ms]
         behind = [self._passed.get(queue, 0) for queue in queues]
         told: Any = await self._claim(keys=queues, args=[*args, *behind, *self._limits.arguments()])
         now, parked, full, self._reopens_ms, passed, counts, *columns = told
@@ -200,13 +212,14 @@ def _how(ending: Finish | PutBack) -> bytes:
     claim = ending.claim
     limited = claim.limited.encode()
     if isinstance(ending, Finish):
-        return b"finish %d %d %b %b" % (ending.keep_ms, claim.message is not None, limited, ending.result)
+        had_message = claim.message is not None
+        return b"finish %d %d %d %b %b" % (ending.stays_ms, ending.keep_ms, had_message, limited, ending.result)
     failures = claim.failures if ending.failures is None else ending.failures
     adopted = ending.adopted or b""
     if ending.delay > timedelta(0):
         delay_ms = max(1, int(ending.delay.total_seconds() * 1000))
-        return b"later %d %d %b %b" % (delay_ms, failures, limited, adopted)
-    return b"now %d %d %b %b" % (claim.due_ms, failures, limited, adopted)
+        return b"later %d %d %d %b %b" % (ending.stays_ms, delay_ms, failures, limited, adopted)
+    return b"now %d %d %d %b %b" % (ending.stays_ms, claim.due_ms, failures, limited, adopted)
 
 
 def readable_id(raw_id: bytes) -> str:

@@ -222,11 +222,16 @@ for i, queue in ipairs(KEYS) do
     passed[i] = full and 0 or take_due(queue, tonumber(ARGV[8 + i]))
     counts[i] = #ids - before
 end
+
+local function mark_idle(queue)
+    if idle_ms ~= '0' then redis.call('SET', 'ratchet:idle:' .. queue, 1, 'PX', idle_ms) end
+end
+
 local reopens = false
 if not full then
-    for _, queue in ipairs(KEYS) do redis.call('SET', 'ratchet:idle:' .. queue, 1, 'PX', idle_ms) end
+    for _, queue in ipairs(KEYS) do mark_idle(queue) end
     for key, gate in pairs(waiting) do
-        redis.call('SET', 'ratchet:idle:/' .. key, 1, 'PX', idle_ms)
+        mark_idle('/' .. key)
         local at = opens(gate)
         if at then reopens = reopens and math.min(reopens, at) or at end
     end

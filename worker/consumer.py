@@ -1,28 +1,26 @@
-"""Worker: arq's, with leases. Claims due jobs, has each executed, settles it in Redis. Knows nothing of sessions."""
+"""Worker: arq's, with leases. Claims due jobs, has each run, settles it in Redis. Knows nothing of sessions."""
 
 import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from signal import Signals
 from typing import Any
 from uuid import uuid4
 
 import arq.worker
 import structlog
-from arq.constants import health_check_key_suffix
 from redis.exceptions import RedisError
 
 from worker.acknowledgements import Acknowledgements
-from worker.claim import Claim, Claims, PutBack
+from worker.claim import Claim, PutBack
 from worker.delivery import Delivery, Report
-from worker.heartbeat import Heartbeat, beat, farewell
-from worker.lease import Leases
+from worker.engine import Engine
+from worker.heartbeat import BEAT_EVERY_S, Heartbeat, beat
 from worker.outcome import (
     BUSY,
     OFFER_AGAIN,
@@ -36,46 +34,26 @@ from worker.outcome import (
     Snoozed,
     Yielded,
 )
-from worker.shield import cancel_all
-from worker.wire import ABORT_SET
+from worker.standalone import LEASE, attending, connect, engine_of, log_start
+from worker.wire import ABORT_SET, deserialize, serialize
 
 AWAY_DELAY_S = 0.5
 """Between looks while Redis is away."""
 GATHER_S = 0.005
 """A few free slots are filled together after this long, rather than one by one: each claim costs as much as a job."""
-LAST_WORDS_S = 5.0
-"""For jobs that are cancelled when the grace is over, to roll back and to be put back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """What the consumer is given beside arq's own arguments."""
-
-    execute: Callable[[Delivery], Coroutine[Any, Any, Report]]
-    may_claim: Callable[[], bool]
-    """False while PostgreSQL is away."""
-    acknowledged: Callable[[str], None]
-    """Told the id of each job that was settled: the relay may have another of the same id waiting."""
-    refill: Callable[[], Awaitable[bool]]
-    """Before a burst ends: puts into Redis what waits for that. True: there may be more."""
-    fault: Callable[[BaseException], None]
-    """Told what nobody expected."""
-    abandon: Callable[[], None]
-    """Ends the process where jobs don't let themselves be cancelled."""
-    leases: Leases
-    claims: Claims
-    draw: Callable[[], Sequence[str]]
-    """The queues, in the order of the next look."""
 
 
 class Worker(arq.worker.Worker):
     """arq's Worker, with its arguments and habits; only how jobs are taken, held and settled is ours."""
 
-    def __init__(self, functions: Sequence[Any], *, engine: Engine, queues: Sequence[str], **arguments: Any) -> None:
-        """`functions` and `arguments` are arq's; `queues` are served in this order."""
-        super().__init__(functions, queue_name=queues[0], allow_abort_jobs=True, **arguments)
-        self._engine = engine
-        self._queues = tuple(queues)
+    def __init__(self, functions: Sequence[Any] = (), **arguments: Any) -> None:
+        """Takes what arq's takes.
+
+        Messages and results are JSON unless serializers are given: what lies in a queue isn't unpickled unasked.
+        """
+        codecs: dict[str, Any] = {"job_serializer": serialize, "job_deserializer": deserialize}
+        super().__init__(functions, **{**codecs, **arguments})
+        self._queues: tuple[str, ...] = (self.queue_name,)
         self._name = uuid4().hex
         self._claims_made = 0
         self._started_ms = time.time_ns() // 1_000_000
@@ -88,18 +66,26 @@ class Worker(arq.worker.Worker):
         """When the next job is due that isn't yet, as far as is known."""
         self._sharing: set[str] = set()
         """Jobs that wait in a batch of another, which has the slot."""
-        self._grace_is_over = asyncio.Event()
-        self._was_told = False
+        self._hooks: set[asyncio.Task[None]] = set()
+        """arq's `after_job_end`, running."""
         self._away_since: float | None = None
         self._claims_from = 0.0
-        self._acknowledgements = Acknowledgements(
-            engine.claims,
-            engine.leases,
+        self._log = structlog.get_logger("worker.consumer")
+
+    @cached_property
+    def _engine(self) -> Engine:
+        grace = timedelta(seconds=self._job_completion_wait) + LEASE
+        return engine_of(self, grace, owns_process=self._handle_signals)
+
+    @cached_property
+    def _acknowledgements(self) -> Acknowledgements:
+        return Acknowledgements(
+            self._engine.claims,
+            self._engine.leases,
             timedelta(seconds=self.keep_result_s or 0),
             is_busy=lambda: bool(self.tasks),
             told=self._told,
         )
-        self._log = structlog.get_logger("worker.consumer")
 
     def wake(self) -> None:
         """Something may be due: look now."""
@@ -109,27 +95,18 @@ class Worker(arq.worker.Worker):
         """Whether no new jobs are taken any more."""
         return not self.allow_pick_jobs
 
-    async def serve(self) -> None:
-        """Run until told to stop, and leave nothing running: what doesn't end within the grace is handed back."""
-        self._engine.leases.start()
-        self.main_task = asyncio.create_task(self.main(), name="consumer")
-        grace = asyncio.create_task(self._grace_is_over.wait())
-        try:
-            await asyncio.wait([self.main_task, grace], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self.allow_pick_jobs = False
-            await cancel_all([self.main_task, grace])
-            await self._hand_back()
-            self._engine.leases.stop()
-            with suppress(RedisError, OSError, TimeoutError):  # it runs out by itself
-                await asyncio.wait_for(farewell(self.pool, self._name), timeout=1)
-            for signum in (Signals.SIGINT, Signals.SIGTERM):
-                self.loop.remove_signal_handler(signum)
-        if not self.main_task.cancelled():
-            self.main_task.result()
-
     async def main(self) -> None:
         """Serve until told to stop; in burst mode, until nothing that this worker knows is due."""
+        if self._pool is None:
+            self._pool = await connect(self)
+        async with attending(self._engine, self.pool, self._name, None if self.burst else self.wake):
+            try:
+                await log_start(self)
+                await self._consume()
+            finally:
+                await self._all_told()
+
+    async def _consume(self) -> None:
         self.ctx["redis"] = self.pool
         if self.on_startup:
             await self.on_startup(self.ctx)
@@ -140,9 +117,8 @@ class Worker(arq.worker.Worker):
                 if self._away_since is not None:
                     await self.pool.ping()
                     self._say_back(self._away_since)
+                await self._beat()
                 is_last = self._is_idle() and self.burst and not await self._engine.refill()
-                await self._cancel_aborted_jobs()
-                await self.heart_beat()
                 taken = await self._take(in_earnest=is_woken or is_last or self._has_more)
             except Exception as error:  # noqa: BLE001 - the worker goes on
                 self._say_trouble(error)
@@ -150,7 +126,24 @@ class Worker(arq.worker.Worker):
                 continue
             if is_last and not taken and self._is_idle() and self._may_claim():
                 return
+            if self.burst and 0 <= self.max_burst_jobs <= self._jobs_started():
+                await asyncio.gather(*self.tasks.values())
+                return
             await self._rest(min(self.poll_delay_s, self._due_in_s or self.poll_delay_s))
+
+    async def _beat(self) -> None:
+        if self.allow_abort_jobs:
+            await self._cancel_aborted_jobs()
+        await self.heart_beat()
+
+    async def _poll_iteration(self) -> None:
+        """Look once, for whoever drives a worker by hand. arq's name."""
+        await self._beat()
+        await self._take(in_earnest=True)
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:  # noqa: ARG002 - arq's signature
+        """Take what is due, whichever ids are named: a job begins with a claim, and has a lease."""
+        await self._take(in_earnest=True)
 
     def _is_idle(self) -> bool:
         return not self.tasks and not self._acknowledgements.is_pending()
@@ -163,7 +156,9 @@ class Worker(arq.worker.Worker):
 
         Unless `in_earnest`, a cheap look comes first, which is all that an idle worker costs.
         """
-        want = self._free()
+        want = min(self._free(), self.queue_read_limit)
+        if self.burst and self.max_burst_jobs >= 0:
+            want = min(want, self.max_burst_jobs - self._jobs_started())
         if want <= 0 or not self._may_claim():
             return 0
         self._due_in_s = None
@@ -213,7 +208,7 @@ class Worker(arq.worker.Worker):
         if claim.job_id in self.tasks:
             return self._engine.leases.take_over(claim)
         self._engine.leases.hold(claim)
-        if claim.aborted:
+        if claim.aborted and self.allow_abort_jobs:
             self.aborting_tasks.add(claim.job_id)
         hold = _LeaseHold(self, claim, self._engine)
         delivery = Delivery(
@@ -236,6 +231,7 @@ class Worker(arq.worker.Worker):
             report = Report(Released("the runtime failed", OFFER_AGAIN))
         else:
             report = task.result()
+        self._count(report)
         self._acknowledgements.add(claim, report)
         self._slot_is_free()
 
@@ -258,16 +254,27 @@ class Worker(arq.worker.Worker):
         elif self._gathering is None:
             self._gathering = self.loop.call_later(GATHER_S, self.wake)
 
-    def _told(self, report: Report, claim: Claim) -> None:
-        """Redis was told of a job's end."""
+    def _count(self, report: Report) -> None:
         outcome = report.outcome
         self.jobs_complete += isinstance(outcome, Completed | Duplicate)
         self.jobs_failed += isinstance(outcome, Dead | Cancelled)
         self.jobs_retried += isinstance(outcome, Retrying | Snoozed | Yielded)
-        if isinstance(outcome, Final):
+
+    def _told(self, report: Report, claim: Claim) -> None:
+        """Redis was told of a job's end."""
+        if isinstance(report.outcome, Final):
             self._engine.acknowledged(claim.job_id)
+        if report.afterwards is not None:
+            hook = self.loop.create_task(report.afterwards())
+            self._hooks.add(hook)
+            hook.add_done_callback(self._hooks.discard)
         if self.burst:
             self.wake()
+
+    async def _all_told(self) -> None:
+        """Wait until Redis knows what has ended, and whoever wants to hear of that has."""
+        await self._acknowledgements.all_sent()
+        await asyncio.gather(*self._hooks)
 
     async def _cancel_aborted_jobs(self) -> None:
         """Those of arq's abort set that run here. arq reads the whole set, which anybody may fill."""
@@ -285,46 +292,27 @@ class Worker(arq.worker.Worker):
             await self.pool.zrem(ABORT_SET, *aborted)
 
     async def record_health(self) -> None:
-        """arq's line for each queue, and for `worker status` a word about this worker."""
+        """arq's line, and for `worker status` a word about this worker."""
+        await super().record_health()
         if time.monotonic() < self._next_beat:
             return
-        for queue in self._queues:
-            self.queue_name, self.health_check_key, self._last_health_check = queue, queue + health_check_key_suffix, 0
-            await super().record_health()
         host, pid, running = socket.gethostname(), os.getpid(), len(self.tasks)
         await beat(self.pool, Heartbeat(self._name, host, pid, self._queues, running, self._started_ms))
-        self._next_beat = time.monotonic() + self.health_check_interval
+        self._next_beat = time.monotonic() + min(BEAT_EVERY_S, self.health_check_interval)
 
-    def drain(self) -> None:
-        """Take no more jobs, and end when those that run have ended. A signal still gives its grace."""
-        self.allow_pick_jobs = False
-        self.wake()
-
-    def handle_sig(self, signum: Signals) -> None:
-        """The first signal asks for an orderly stop. Ctrl-C after that cuts the grace short.
-
-        A second SIGTERM doesn't: systemd and Heroku send it to each process, and a supervisor among them passes it on.
-        """
-        if self._was_told and signum != Signals.SIGINT:
+    async def close(self) -> None:
+        """As arq's; before the connection goes, Redis is told what came of the last jobs."""
+        if not self._handle_signals:
+            self.handle_sig(Signals.SIGUSR1)
+        if self._pool is None:
             return
-        grace_s = 0 if self._was_told else self._job_completion_wait
-        self._was_told, self.allow_pick_jobs = True, False
-        self._log.warning("stopping", signal=signum.name, running=len(self.tasks), grace_s=grace_s)
-        self.loop.call_later(grace_s, self._grace_is_over.set)
-        self.wake()
-
-    handle_sig_wait_for_completion = handle_sig
-
-    async def _hand_back(self) -> None:
-        """Cancel what still runs: it is rolled back, and its messages are put back."""
-        deaf = await cancel_all(self.tasks.values(), LAST_WORDS_S)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_S):
-                await self._acknowledgements.all_sent()
-        if deaf:
-            hint = "the process ends without them, and their leases run out"
-            self._log.error("jobs_ignore_cancellation", job_ids=sorted(self.tasks), hint=hint)
-            self._engine.abandon()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        await self._all_told()
+        await self.pool.delete(self.health_check_key)
+        if self.on_shutdown:
+            await self.on_shutdown(self.ctx)
+        await self.pool.aclose(close_connection_pool=True)
+        self._pool = None
 
 
 class _LeaseHold:

@@ -5,9 +5,10 @@ frozen dataclass takes a microsecond longer to make, and ten of them were a quar
 changes them.
 """
 
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from worker.outcome import Outcome
 from worker.wire import Message
@@ -59,6 +60,15 @@ class Delivery:
 
 
 @dataclass(slots=True)
+class Kept:
+    """A result that the executor encoded itself, as it is to stand in Redis."""
+
+    result: bytes
+    duration: timedelta | None
+    """None: for ever; zero: not at all."""
+
+
+@dataclass(slots=True)
 class Report:
     """What the consumer needs to settle a delivery."""
 
@@ -69,6 +79,12 @@ class Report:
     finished_ms: int = 0
     adopted: bytes | None = None
     """The message as it must now stand in Redis: the job was adopted by the outbox."""
+    kept: Kept | None = None
+    """None: the result is that of the outcome, kept as the worker keeps results."""
+    stays: timedelta = timedelta(0)
+    """How long the id stays in progress though the job has ended: none of that id begins meanwhile."""
+    afterwards: Callable[[], Coroutine[Any, Any, None]] | None = None
+    """Called when Redis was told. Doesn't raise."""
 
 
 class NoHold:

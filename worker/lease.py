@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
+from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 
 from worker.broker import connect_blocking
@@ -57,19 +58,21 @@ class Leases:
 
     def __init__(
         self,
-        redis_url: str,
+        redis: AsyncRedis | str,
         lease: timedelta,
         grace: timedelta,
         *,
         recycle: Callable[[], None],
         fault: Callable[[BaseException], None],
     ) -> None:
-        """`grace`: how long beyond its timeout a job keeps its lease.
+        """`redis`: the server's URL, or a client of it.
+
+        `grace`: how long beyond its timeout a job keeps its lease.
 
         `recycle` ends the process that such a job holds up. `fault` is told what nobody expected.
         Both are called in the thread.
         """
-        self._redis_url = redis_url
+        self._redis = redis
         self._lease_ms = int(lease.total_seconds() * 1000)
         self._grace_s = grace.total_seconds()
         self._recycle = recycle
@@ -81,7 +84,7 @@ class Leases:
         self._away = False
         self.are_overdue = False
         """Whether a job outlived its timeout and its grace."""
-        self._thread = threading.Thread(target=self._renew_until_stopped, name="ratchet-leases", daemon=True)
+        self._thread: threading.Thread | None = None
         self._log = structlog.get_logger("worker.lease")
 
     @property
@@ -91,12 +94,14 @@ class Leases:
 
     def start(self) -> None:
         """Begin to renew."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._renew_until_stopped, name="ratchet-leases", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Renew no more. What is held then runs out."""
         self._stop.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
 
     def hold(self, claim: Claim) -> None:
@@ -135,7 +140,7 @@ class Leases:
 
     def _renew_until_stopped(self) -> None:
         # A server that doesn't answer is given up early enough for another renewal within the lease.
-        client = connect_blocking(self._redis_url, timeout=self.renew_every_s / 2)
+        client = connect_blocking(self._redis, timeout=self.renew_every_s / 2)
         renew: Any = client.register_script(RENEW)  # sends nothing yet
         due = time.monotonic() + self.renew_every_s
         while not self._stop.wait(max(0.0, due - time.monotonic())):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from worker.consumer import Worker
+from worker.app_worker import AppWorker
 
 CHECK_EVERY_S = 0.2
 SPREAD = 0.1
@@ -20,7 +20,7 @@ SPREAD = 0.1
 STATM = Path("/proc/self/statm")
 
 
-async def recycle_when_due(worker: Worker, max_jobs: int | None, max_rss_mb: int | None) -> None:
+async def recycle_when_due(worker: AppWorker, max_jobs: int | None, max_rss_mb: int | None) -> None:
     """Tell the worker to end: after about `max_jobs` jobs, or at about `max_rss_mb` of memory. None: never.
 
     Memory is looked at once a job has ended: a limit below what an idle process takes must not keep all work undone.

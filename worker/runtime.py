@@ -17,11 +17,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.app import App
+from worker.app_worker import AppWorker
 from worker.availability import Availability
 from worker.broker import connect_broker
 from worker.claim import Claims
-from worker.consumer import Engine, Worker
 from worker.database import APPLICATION, DatabaseAway, create_engine
+from worker.engine import Engine
 from worker.executor import Executor
 from worker.faults import is_lost_connection
 from worker.handler import gates
@@ -89,7 +90,7 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
     Both servers may be away, now and at any time: it waits for them. Raises SystemExit where a job outlived its timeout
     and its grace, and the process has to go.
     """
-    worker: Worker | None = None
+    worker: AppWorker | None = None
 
     def pushed() -> None:
         if worker is not None:
@@ -123,7 +124,7 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
             recycle=end_this_process(grace),
             fault=partial(observer.fault, "lease"),
         )
-        worker = Worker(
+        worker = AppWorker(
             arq_functions(app),
             engine=Engine(
                 execute=parts.executor.execute,

@@ -4,7 +4,7 @@ import time
 from datetime import timedelta
 from typing import assert_never
 
-from worker.claim import Claim, Finish, PutBack
+from worker.claim import FOREVER, Claim, Finish, PutBack
 from worker.delivery import Report
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Final, Released, Retrying, Snoozed, Yielded
 from worker.wire import ABORTED, Result, encode_result
@@ -14,16 +14,22 @@ def ending(claim: Claim, report: Report, keep: timedelta) -> Finish | PutBack:
     """What to tell Redis of a delivery; a result is kept for `keep`."""
     match report.outcome:
         case Completed() | Duplicate() | Cancelled() | Dead():
-            keep_ms = int(keep.total_seconds() * 1000)
+            if report.kept is not None:
+                return Finish(claim, report.kept.result, _ms(report.kept.duration), _ms(report.stays))
+            keep_ms = _ms(keep)
             return Finish(claim, _result(claim, report, report.outcome) if keep_ms else b"", keep_ms)
         case Retrying(delay):
-            return PutBack(claim, delay, report.adopted, report.attempt)
+            return PutBack(claim, delay, report.adopted, report.attempt, _ms(report.stays))
         case Snoozed(delay) | Released(_, delay):
             return PutBack(claim, delay, report.adopted)
         case Yielded():
             return PutBack(claim, timedelta(0), report.adopted)
         case _:
             assert_never(report.outcome)
+
+
+def _ms(duration: timedelta | None) -> int:
+    return FOREVER if duration is None else int(duration.total_seconds() * 1000)
 
 
 def _result(claim: Claim, report: Report, outcome: Final) -> bytes:

@@ -1,8 +1,8 @@
 """The script that tells Redis what came of jobs: whole or not at all, and many at once.
 
 Of each job it takes its queue, its id, the token that it is held by, and a word that says what becomes of it:
-`finish KEEP_MS HAD_MESSAGE LIMITED RESULT`, `later DELAY_MS FAILURES LIMITED ADOPTED` or `now DUE_MS FAILURES LIMITED
-ADOPTED`. Four arguments, since to pack them is most of what it costs in Python.
+`finish STAYS_MS KEEP_MS HAD_MESSAGE LIMITED RESULT`, `later STAYS_MS DELAY_MS FAILURES LIMITED ADOPTED` or
+`now STAYS_MS DUE_MS FAILURES LIMITED ADOPTED`. Four arguments, since to pack them is most of what it costs in Python.
 """
 
 from worker.wake import WAKE
@@ -31,7 +31,8 @@ local function finish(queue, id, result, keep, had_message)
     if had_message == '0' and redis.call('TYPE', 'arq:job:' .. id)['ok'] == 'string' then return end
     gone[#gone + 1], gone[#gone + 2] = 'arq:job:' .. id, 'arq:retry:' .. id
     add(ended, queue, id)
-    if keep ~= '0' then redis.call('SET', 'arq:result:' .. id, result, 'PX', keep) end
+    if keep == '-1' then redis.call('SET', 'arq:result:' .. id, result)
+    elseif keep ~= '0' then redis.call('SET', 'arq:result:' .. id, result, 'PX', keep) end
 end
 
 local function put_back(queue, id, adopted, due, failures)
@@ -44,9 +45,10 @@ for n = 1, #tokens do
     local queue, id, token, how = unpack(ARGV, 4 * n - 3, 4 * n)
     settled[n] = tokens[n] == token and 1 or 0
     if settled[n] == 1 then
-        gone[#gone + 1] = 'arq:in-progress:' .. id
         add(freed, queue, id)
-        local verb, first, second, limited, body = string.match(how, '^(%a+) (%d+) (%d+) (%S*) (.*)$')
+        local verb, stays, first, second, limited, body = string.match(how, '^(%a+) (%d+) (-?%d+) (%d+) (%S*) (.*)$')
+        if stays == '0' then gone[#gone + 1] = 'arq:in-progress:' .. id
+        else redis.call('PEXPIRE', 'arq:in-progress:' .. id, stays) end
         if limited ~= '' then
             redis.call('ZREM', 'ratchet:permits:' .. limited, id)
             woken['/' .. limited] = true

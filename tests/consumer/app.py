@@ -19,6 +19,7 @@ from tests.consumer.jobs import leave_effect, leave_effects
 from worker.app import App
 from worker.handler import BatchHandler, Handler
 from worker.job import Job
+from worker.run import current_run
 from worker.stock import worker_settings
 
 BRIEF = timedelta(milliseconds=100)
@@ -46,6 +47,12 @@ class Stubborn(Job, name="stubborn"):
 
 class Stuck(Job, name="stuck"):
     """Blocks the event loop for ever, but only the first time."""
+
+
+class Mark(Job, name="mark"):
+    """Leaves its id and that of the process it ran in, once the test lets go of the lock."""
+
+    lock: int
 
 
 async def wait(job: Wait, session: AsyncSession) -> str:
@@ -87,6 +94,12 @@ async def stuck(job: Stuck, session: AsyncSession) -> None:
             time.sleep(60)  # noqa: ASYNC251 - that's what is wrong with it
 
 
+async def mark(job: Mark, session: AsyncSession) -> None:
+    await session.execute(text("SELECT pg_advisory_xact_lock_shared(:lock)"), {"lock": job.lock})
+    mark = f"{current_run().job_id} {os.getpid()}"
+    await session.execute(text("INSERT INTO effect VALUES (:mark)"), {"mark": mark})
+
+
 def _say_began(**told: object) -> None:
     structlog.get_logger("test").warning("began", **told)
 
@@ -98,6 +111,7 @@ app = App(
         Handler(Deaf, deaf),
         Handler(Stubborn, stubborn, timeout=BRIEF),
         Handler(Stuck, stuck, timeout=BRIEF),
+        Handler(Mark, mark, once=False),  # no ledger keeps a second delivery from being seen
     )
 )
 WorkerSettings = worker_settings(app)

@@ -8,6 +8,7 @@ from time import monotonic
 
 import pytest
 from redis import Redis
+from redis import SSLConnection as BlockingSSLConnection
 from redis.asyncio.connection import SSLConnection
 from redis.exceptions import RedisError
 
@@ -77,15 +78,16 @@ def answers(client: Redis) -> None:
     ],
     ids=["path", "query", "socket", "sentinel", "sentinels"],  # the ports differ from process to process
 )
-async def test_both_clients_reach_the_database_that_the_url_names(guarded: Path, sentinel: None, url: str) -> None:
+async def test_all_clients_reach_the_database_that_the_url_names(guarded: Path, sentinel: None, url: str) -> None:
     url = url.format(socket=guarded)
     check_url(url)
-    client, blocking = connect_broker(url), connect_blocking(url, timeout=5)
+    client = connect_broker(url)
     await client.set("key", url)
-    assert blocking.get("key") == url.encode()
+    for blocking in (connect_blocking(url, timeout=5), connect_blocking(client, timeout=5)):
+        assert blocking.get("key") == url.encode()
+        blocking.close()
     with Redis(unix_socket_path=str(guarded), password=PASSWORD, db=3) as direct:
         assert direct.get("key") == url.encode()
-    blocking.close()
     await client.aclose()
 
 
@@ -93,6 +95,9 @@ async def test_rediss_is_tls_with_the_options_of_the_url() -> None:
     client = connect_broker("rediss://h?ssl_cert_reqs=none")
     assert client.connection_pool.connection_class is SSLConnection
     assert client.connection_pool.connection_kwargs["ssl_cert_reqs"] == "none"
+    blocking = connect_blocking(client)
+    assert blocking.connection_pool.connection_class is BlockingSSLConnection
+    assert blocking.connection_pool.connection_kwargs["ssl_cert_reqs"] == "none"
     await client.aclose()
 
 

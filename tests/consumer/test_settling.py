@@ -17,7 +17,7 @@ from tests.consumer.jobs import PING, Gate, Ping, calling, leave_effect
 from tests.support.waiting import wait_until
 from worker.chunk import Chunk, Step
 from worker.claim import Claim, Claims
-from worker.delivery import Delivery, Report
+from worker.delivery import Delivery, Kept, Report
 from worker.errors import Cancel, Permanent, Snooze
 from worker.executor import Executor
 from worker.handler import ChunkedHandler, Handler
@@ -176,6 +176,31 @@ async def test_who_has_lost_the_lease_tells_redis_nothing(redis: Redis, outcome:
     assert await claims.settle([told]) == [False]
     assert await redis.get("arq:job:a") == b"{}"
     assert await redis.exists("arq:in-progress:a", "arq:result:a", "arq:retry:a") == 0
+
+
+async def test_a_result_may_be_encoded_elsewhere_and_an_id_may_stay_in_progress(redis: Redis) -> None:
+    """As plain arq functions need it: any serializer, results for ever, and cron jobs that no late clock runs again."""
+    claims = Claims(redis, timedelta(seconds=15))
+    kept = {"ever": Kept(b"1", None), "hour": Kept(b"\0 2", HOUR), "no": Kept(b"3", timedelta(0)), "again": None}
+    for job_id in kept:
+        await redis.set(f"arq:job:{job_id}", "{}")
+        await redis.zadd("arq:queue", {job_id: 1})
+    taken = {claim.job_id: claim for claim in await claims.take(["arq:queue"], 4, "me")}
+    told = [
+        ending(taken[job_id], Report(Completed(), kept=kept[job_id], stays=HOUR), HOUR) for job_id in ("ever", "hour")
+    ]
+    told.append(ending(taken["no"], Report(Completed(), kept=kept["no"]), HOUR))
+    told.append(ending(taken["again"], Report(Retrying(timedelta(0), "Retry"), attempt=1, stays=HOUR), HOUR))
+    assert await claims.settle(told) == [True] * 4
+    assert await redis.mget("arq:result:ever", "arq:result:hour", "arq:result:no") == [b"1", b"\0 2", None]
+    assert await redis.ttl("arq:result:ever") == -1
+    assert 0 < await redis.ttl("arq:result:hour") <= 3600
+    assert await redis.exists("arq:in-progress:no") == 0
+    for job_id in ("ever", "hour", "again"):
+        assert 15 < await redis.ttl(f"arq:in-progress:{job_id}") <= 3600
+    assert await redis.zrange("arq:queue", 0, -1, withscores=True) == [(b"again", 1)]
+    assert await claims.take(["arq:queue"], 1, "me") == []
+    await redis.delete("arq:result:ever")
 
 
 async def everything(redis: Redis) -> dict[bytes, bytes | None]:

@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from jobs.orders.contracts import ShipOrder
 from jobs.users.contracts import CreateUser, ImportUsers
 from jobs.users.models import User
-from tests.consumer.app import Wait
-from tests.consumer.conftest import Effects
+from tests.consumer.app import Mark, Wait, app
+from tests.consumer.conftest import Effects, Work
 from tests.support.waiting import wait_until
 from worker.app import App
 from worker.models import Outbox, Run
@@ -120,6 +120,34 @@ async def test_a_signal_rolls_the_job_back_and_the_next_worker_does_it_with_no_a
     await session.rollback()
     run = (await session.execute(select(Run))).scalar_one()
     assert (run.status, run.attempt) == ("completed", 0)
+
+
+async def test_beside_our_worker_on_one_queue_each_job_runs_once(
+    arq: ArqRedis, engine: AsyncEngine, work: Work, run_arq: RunArq, effects: Effects
+) -> None:
+    async with engine.begin() as lock:
+        await lock.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+        ids = await Queue(arq).enqueue_many(Mark(lock=LOCK) for _ in range(2_000))
+        process = await run_arq(settings="tests.consumer.app.WorkerSettings")
+        async with work(*app.handlers.values()):
+
+            async def both_hold_some() -> bool:
+                held = await arq.keys("arq:in-progress:*")
+                holds = [hold == b"1" for hold in await arq.mget(held) if hold] if held else []
+                return any(holds) and not all(holds)
+
+            await wait_until(both_hold_some, timeout=30)
+            await lock.rollback()
+
+            async def is_empty() -> bool:
+                return not await arq.exists("arq:queue")
+
+            await wait_until(is_empty, timeout=60)
+    process.send_signal(signal.SIGTERM)
+    await output(process)
+    marks = [mark.split() for mark in await effects()]
+    assert [job_id for job_id, _ in marks] == sorted(ids)
+    assert {int(pid) for _, pid in marks} == {os.getpid(), process.pid}
 
 
 async def test_its_check_option_asks_the_same_redis(run_arq: RunArq) -> None:

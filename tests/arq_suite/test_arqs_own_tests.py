@@ -1,0 +1,74 @@
+"""arq's own tests, as its sdist holds them, run against our Worker. What differs stands in a table."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.arq_suite.differences import DIFFERENCES
+from worker.dev import EmbeddedValkey
+
+ROOT = Path(__file__).parents[2]
+ARQ = ROOT / ".arq"
+"""Made by make: an environment with the pytest that arq's tests were written for, and arq's sdist."""
+STAGE = Path(__file__).parent / "stage"
+OPTIONS = (
+    *("-q", "--rootdir", ".", "-p", "no:cacheprovider", "-p", "worker_class"),
+    *("-o", "asyncio_mode=auto", "-o", "timeout=10"),
+    *("-W", "error", "-W", "ignore:Call to deprecated close:DeprecationWarning"),  # arq's own, with redis-py 5
+)
+STOCK, OURS = "arq.worker:Worker", "worker.consumer:Worker"
+SKIPPED = {"tests/test_utils.py::test_redis_sentinel_failure", "tests/test_worker.py::test_cancel_error"}
+"""By arq itself."""
+TESTS = 172
+
+Told = dict[str, tuple[str, str]]
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedValkey]:
+    """Give a server of their own: they flush it."""
+    with EmbeddedValkey() as server:
+        yield server
+
+
+def run(worker_class: str, server: EmbeddedValkey, directory: Path) -> Told:
+    """How each test of arq's ended with `worker_class`."""
+    if not (ARQ / ".ready").exists():
+        pytest.fail("arq's tests are not there; make them with: make .arq/.ready", pytrace=False)
+    shutil.copytree(ARQ / "sdist" / "tests", directory / "tests")
+    told = directory / "told.json"
+    done = subprocess.run(
+        [ARQ / "venv" / "bin" / "python", "-m", "pytest", *OPTIONS, "--worker-class", worker_class, "--told", told],
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], "REDIS_URL": server.url, "PYTHONPATH": f"{STAGE}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert told.exists(), done.stdout + done.stderr
+    ended: Told = json.loads(told.read_text())
+    assert {test for test, (outcome, _) in ended.items() if outcome == "skipped"} == SKIPPED
+    assert len(ended) - len(SKIPPED) == TESTS
+    return ended
+
+
+def failures(told: Told) -> dict[str, str]:
+    return {test: why for test, (outcome, why) in told.items() if outcome == "failed"}
+
+
+def test_the_stock_worker_passes_them_all(server: EmbeddedValkey, tmp_path: Path) -> None:
+    """What fails with ours is ours, then."""
+    assert failures(run(STOCK, server, tmp_path)) == {}
+
+
+def test_ours_passes_them_but_for_what_the_design_promises(server: EmbeddedValkey, tmp_path: Path) -> None:
+    failed = failures(run(OURS, server, tmp_path))
+    unexpected = {test: why for test, why in failed.items() if test not in DIFFERENCES}
+    assert not unexpected, "\n\n".join(f"{test}\n{why}" for test, why in unexpected.items())
+    assert failed.keys() == DIFFERENCES.keys(), "These pass, so they differ no more; take them out of the table."

@@ -1,0 +1,188 @@
+"""A Worker without an engine runs plain arq functions. Here: what arq's own tests (tests/arq_suite) don't ask of it."""
+
+import asyncio
+import os
+import pickle
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+from arq.jobs import Job as ArqJob
+from arq.worker import Retry
+
+from tests.consumer.mixed import ran, run
+from tests.support.waiting import wait_until
+from worker.consumer import Worker
+from worker.wire import JobFailed
+
+Make = Callable[..., Worker]
+
+
+@pytest.fixture
+async def make(arq: ArqRedis) -> AsyncIterator[Make]:
+    """Make a worker of plain functions, with arq's arguments."""
+
+    def worker(*functions: Any, **arguments: Any) -> Worker:
+        chosen: dict[str, Any] = {"redis_pool": arq, "poll_delay": 0.02, "burst": True, **arguments}
+        return Worker(functions, **chosen)
+
+    yield worker
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().remove_signal_handler(signum)
+
+
+async def double(_ctx: dict[Any, Any], n: int) -> int:
+    return 2 * n
+
+
+async def fail(_ctx: dict[Any, Any]) -> None:
+    raise ValueError("no such thing")
+
+
+async def result(redis: ArqRedis, job_id: str) -> Any:
+    return await ArqJob(job_id, redis, _deserializer=redis.job_deserializer).result(timeout=10, poll_delay=0.02)
+
+
+async def test_messages_and_results_are_json_unless_serializers_are_given(arq: ArqRedis, make: Make) -> None:
+    await arq.enqueue_job("double", 21, _job_id="good")
+    await arq.enqueue_job("fail", _job_id="bad")
+    worker = make(double, fail)
+    await worker.main()
+    assert (worker.jobs_complete, worker.jobs_failed) == (1, 1)
+    assert b'"r":42' in await arq.get("arq:result:good")
+    assert await result(arq, "good") == 42
+    with pytest.raises(JobFailed, match=r"^ValueError: no such thing$"):
+        await result(arq, "bad")
+
+
+class Trap:
+    """Its pickle fails the test when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("the pickle was loaded",))
+
+
+async def test_a_pickle_is_kept_as_it_is_and_never_loaded(
+    arq: ArqRedis, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = pickle.dumps({"t": None, "f": "double", "a": (Trap(),), "k": {}, "et": 1})
+    await arq.set("arq:job:pickled", message)
+    await arq.zadd("arq:queue", {"pickled": 1})
+    await make(double).main()
+    assert await arq.get("arq:job:pickled") == message
+    assert await arq.zscore("arq:queue", "pickled") > 1
+    assert "its message can't be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b'{"f":[],"a":[],"k":{},"t":null,"et":1}', b'{"f":"double","a":[],"k":{},"t":"x","et":1e300}', b"[]", b""],
+)
+async def test_a_message_of_any_kind_is_kept_and_harms_no_other(arq: ArqRedis, make: Make, message: bytes) -> None:
+    await arq.set("arq:job:odd", message)
+    await arq.zadd("arq:queue", {"odd": 1})
+    await arq.enqueue_job("double", 1, _job_id="good")
+    await make(double).main()
+    assert await arq.get("arq:job:odd") == message
+    assert await result(arq, "good") == 2
+
+
+async def test_a_job_whose_function_is_unknown_waits_for_a_worker_that_knows_it(arq: ArqRedis, make: Make) -> None:
+    await arq.enqueue_job("double", 21, _job_id="mine")
+    stranger = make(fail)
+    await stranger.main()
+    assert (stranger.jobs_failed, await arq.exists("arq:result:mine", "arq:in-progress:mine")) == (0, 0)
+    await arq.zadd("arq:queue", {"mine": 1})
+    await make(double).main()
+    assert await result(arq, "mine") == 42
+
+
+async def test_a_try_that_ends_since_the_worker_stops_is_not_counted(arq: ArqRedis, make: Make) -> None:
+    began, tries = asyncio.Event(), list[int]()
+
+    async def wait(ctx: dict[Any, Any]) -> None:
+        tries.append(ctx["job_try"])
+        began.set()
+        if len(tries) == 1:
+            await asyncio.Event().wait()
+
+    wait.__qualname__ = "wait"
+    await arq.enqueue_job("wait", _job_id="mine")
+    first = make(wait, max_tries=1, burst=False)
+    first.main_task = asyncio.create_task(first.main())
+    await began.wait()
+    assert (await arq.get("arq:in-progress:mine")).decode().startswith(first._name)
+    first.handle_sig(signal.SIGTERM)
+    await asyncio.gather(first.main_task, return_exceptions=True)
+    await first._all_told()
+    assert first.jobs_retried == 1
+    second = make(wait, max_tries=1)
+    await second.main()
+    assert (second.jobs_complete, tries) == (1, [1, 1])
+
+
+async def test_a_try_that_its_function_gives_up_is_counted(arq: ArqRedis, make: Make) -> None:
+    async def again(ctx: dict[Any, Any]) -> int:
+        if ctx["job_try"] < 3:
+            raise Retry
+        return int(ctx["job_try"])
+
+    again.__qualname__ = "again"
+    await arq.enqueue_job("again", _job_id="mine")
+    await make(again).main()
+    assert await result(arq, "mine") == 3
+
+
+async def test_a_hook_that_fails_when_the_job_has_ended_changes_nothing(
+    arq: ArqRedis, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hook(_ctx: dict[Any, Any]) -> None:
+        raise RuntimeError("the hook")
+
+    await arq.enqueue_job("double", 1, _job_id="mine")
+    await make(double, on_job_end=hook, after_job_end=hook).main()
+    assert await result(arq, "mine") == 2
+    assert caplog.text.count("a hook at its end failed") == 2
+
+
+async def test_a_job_that_comes_to_an_idle_worker_from_our_client_wakes_it(arq: ArqRedis, make: Make) -> None:
+    worker = make(double, burst=False, poll_delay=3600)
+    main = asyncio.create_task(worker.main())
+
+    async def is_idle() -> bool:
+        return bool(await arq.exists("ratchet:idle:arq:queue"))
+
+    await wait_until(is_idle)
+    await arq.set("arq:job:mine", b'{"t":null,"f":"double","a":[21],"k":{},"et":1}')
+    await arq.zadd("arq:queue", {"mine": 1})
+    await arq.publish("ratchet:wake", "arq:queue")
+    assert await result(arq, "mine") == 42
+    main.cancel()
+    await asyncio.gather(main, return_exceptions=True)
+
+
+@pytest.mark.leaves_keys("what ran, and by whom, is read after the workers have ended")
+async def test_beside_a_stock_worker_on_one_queue_each_job_runs_once(arq: ArqRedis, make: Make, redis_url: str) -> None:
+    """The first jobs wait for each other, so that both workers have some."""
+    for n in range(2_000):
+        await arq.enqueue_job("run", _job_id=f"job-{n}")
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("arq"), "tests.consumer.mixed.WorkerSettings",
+        env={"PATH": os.environ["PATH"], "REDIS_URL": redis_url}, stdout=PIPE, stderr=STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        ours = make(run)
+        await ours.main()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            told, _ = await process.communicate()
+    by_whom = await ran(arq)
+    assert sorted(by_whom) == sorted(f"job-{n}" for n in range(2_000)), told.decode()
+    assert set(by_whom.values()) == {(os.getpid(),), (process.pid,)}
+    assert ours.jobs_complete == sum(pids == (os.getpid(),) for pids in by_whom.values())
