@@ -6,6 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 UV := $(BIN)/uv
+PEERS := $(patsubst bench/peers/%/requirements.in,%,$(wildcard bench/peers/*/requirements.in))
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
@@ -25,6 +26,10 @@ test: $(READY) ## Run every test against embedded PostgreSQL and Valkey (ARGS=�
 dev: $(READY) ## Run the embedded servers and a worker until Ctrl-C
 	$(BIN)/worker dev $(ARGS)
 
+.PHONY: bench
+bench: $(READY) .bench/.ready $(PEERS:%=.bench/peers/%/.ready) ## Measure against arq, SAQ, taskiq, … and a plain loop (ARGS=--quick: in 2 minutes; --help)
+	$(BIN)/python -m bench $(ARGS)
+
 .PHONY: lint
 lint: $(READY) ## Check style, format, types and import rules
 	$(BIN)/ruff check
@@ -39,6 +44,8 @@ lock: $(UV) ## Write requirements/*.txt anew from pyproject.toml (ARGS=--upgrade
 	$(COMPILE) $(ARGS) pyproject.toml --extra fast --extra parquet -o requirements/runtime.txt
 	$(COMPILE) $(ARGS) pyproject.toml requirements/build.in --extra dev \
 		--constraints requirements/runtime.txt --constraints requirements/build.txt -o requirements/dev.txt
+	$(COMPILE) $(ARGS) pyproject.toml --extra bench --constraints requirements/dev.txt -o requirements/bench.txt
+	for peer in $(PEERS); do $(COMPILE) $(ARGS) bench/peers/$$peer/requirements.in -o bench/peers/$$peer/requirements.txt || exit; done
 
 $(UV): requirements/build.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=…")'
@@ -49,4 +56,15 @@ $(UV): requirements/build.txt
 $(READY): $(UV) requirements/dev.txt pyproject.toml
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The plots' library, and an environment for each peer: none of them is needed for anything else.
+.bench/.ready: $(READY) requirements/bench.txt
+	@mkdir -p $(@D)
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/bench.txt
+	@touch $@
+
+.bench/peers/%/.ready: bench/peers/%/requirements.txt $(UV)
+	$(UV) venv --quiet --clear --python $(BIN)/python $(@D)
+	$(UV) pip install --quiet --python $(@D)/bin/python --require-hashes -r $<
 	@touch $@
