@@ -25,7 +25,7 @@ QUICK_ROUNDS, QUICK_JOBS = 1, 3_000
 NAMES = [case.name for case in CASES]
 
 
-def bench(  # noqa: PLR0917 - options, given by name
+def bench(
     cases: Annotated[str, typer.Option(help=f"Which, by commas: {', '.join(NAMES)}.", show_default="all of them")] = "",
     rounds: Annotated[
         int, typer.Option(min=1, help="Blocks a case. Each has every contender once, and ours between them.")

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from bench.contenders import Contender
 from bench.results import Run
-from bench.servers import Servers
+from bench.servers import DRIVER, Servers
 from bench.tally import Tally
 
 LOOK_EVERY_S = 0.005
@@ -21,9 +21,6 @@ SETTLE_S = 5.0
 """For the last acknowledgements and commits to arrive."""
 
 QUEUE, PARKED = "arq:queue", "bench:parked"
-MOST_OF_THE_DRIVER = 1
-"""Connections to Redis that the driver has alone, at most: with no more than these there is no worker yet."""
-
 PAID_ONCE = "select count(*) from bench_order where paid = 1"
 PAID_TWICE = "select count(*) from bench_order where paid > 1"
 
@@ -117,8 +114,8 @@ def wait_for_quiet(servers: Servers) -> None:
     """Until no new client has come to Redis for a second: the workers are there."""
     seen, since, deadline = 0, time.monotonic(), time.monotonic() + SETTLE_S * 2
     while time.monotonic() - since < 1 and time.monotonic() < deadline:
-        clients = len(servers.redis.client_list())
-        if clients != seen or clients <= MOST_OF_THE_DRIVER:
+        clients = sum(client["name"] != DRIVER for client in servers.redis.client_list())
+        if clients != seen or not clients:
             seen, since = clients, time.monotonic()
         time.sleep(LOOK_EVERY_S * 4)
 

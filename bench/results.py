@@ -66,7 +66,7 @@ class Target:
         return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
 
     def __str__(self) -> str:
-        return f"≥ {self.at_least:g}" if self.at_least is not None else f"≤ {self.at_most:g}"
+        return f"≥ {self.at_least:,}" if self.at_least is not None else f"≤ {self.at_most:,}"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from worker.dev import EmbeddedPostgres, EmbeddedValkey, package_dir
 from worker.migrate import migrate
 
 TEMPLATE, DATABASE = "bench_template", "bench"
+DRIVER = "bench"
+"""The driver's own connections to Redis, as CLIENT LIST has them."""
 ORDERS = 40_000
 """In the template; no run has more jobs that pay one."""
 
@@ -38,7 +40,7 @@ class Servers:
     def __enter__(self) -> Self:
         self._postgres.start()
         self._valkey.start()
-        self.redis = Redis.from_url(self._valkey.url)
+        self.redis = Redis.from_url(self._valkey.url, client_name=DRIVER)
         self._postgres.psql(f"create database {TEMPLATE}")
         migrate(self._postgres.database_url(TEMPLATE))
         self._postgres.psql(SCHEMA.format(last=ORDERS - 1), database=TEMPLATE)
