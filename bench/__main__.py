@@ -14,6 +14,7 @@ from bench.case import Bench
 from bench.cases.table import CASES
 from bench.contenders import ENVIRONMENTS, POSTGRES_PEERS
 from bench.drive import prepare
+from bench.plots import draw
 from bench.report import show, write
 from bench.results import CaseResult
 from bench.servers import Servers
@@ -73,6 +74,7 @@ def bench(
             results.append(result)
             show(console, result)
             write(path, about, results)
+    draw(path.parent, results)
     console.print(f"{path} has it all; it took {time.monotonic() - began:,.0f} s.")
 
 
