@@ -8,7 +8,7 @@ from typing import Any
 from bench.contenders import OURS
 from bench.results import CaseResult, Figure
 
-THROUGHPUT = (("noop", "No-ops"), ("order", "Orders: SELECT … FOR UPDATE, UPDATE, COMMIT"))
+THROUGHPUT = (("noop", "No-ops"), ("order", "Orders, a transaction each"))
 """Cases, and what their panels say."""
 OURS_COLOUR, COLOUR, PALE = "#b5452c", "#7d8a96", 0.45
 INK = {"font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "bench", "axes.axisbelow": True}
@@ -60,7 +60,7 @@ def _bars(axes: Any, found: Sequence[Figure], title: str) -> None:
     bars = axes.barh(names, medians, xerr=around, color=[_colour(name) for name in names], ecolor="#333333", capsize=2)
     axes.bar_label(bars, [f" {median:,.0f}" for median in medians], label_type="edge", fontsize=8, padding=2)
     axes.set_title(f"{title}, jobs/s", fontsize=9, loc="left")
-    _plain(axes, max(medians) * 1.22)
+    _plain(axes, max(medians) * 1.22, "{x:,.0f}")
 
 
 def _waits(axes: Any, found: Sequence[Figure]) -> None:
@@ -68,18 +68,20 @@ def _waits(axes: Any, found: Sequence[Figure]) -> None:
     tails = {figure.name: _median(figure) for figure in found if figure.measure == "p99"}
     middles = {figure.name: _median(figure) for figure in found if figure.measure == "p50"}
     names = sorted(middles, key=lambda name: middles[name], reverse=True)
-    colours = [_colour(name) for name in names]
-    axes.barh(names, [tails[name] for name in names], color=colours, alpha=PALE)
-    axes.barh(names, [middles[name] for name in names], color=colours)
     for place, name in enumerate(names):
-        axes.text(tails[name] * 1.08, place, f"{middles[name]:.1f} / {tails[name]:.1f}", va="center", fontsize=8)
+        ends, colour = [middles[name], tails[name]], _colour(name)
+        axes.plot(ends, [place, place], color=colour, linewidth=3, alpha=PALE)
+        axes.scatter(ends, [place, place], s=42, color=[colour, "white"], edgecolors=colour, linewidths=1.5, zorder=3)
+        axes.text(tails[name] * 1.18, place, f"{middles[name]:.1f} / {tails[name]:.1f}", va="center", fontsize=8)
+    axes.set_yticks(range(len(names)), names)
     axes.set_xscale("log")
-    axes.set_title("Idle worker, enqueue → start: p50 (full) and p99 (pale), ms", fontsize=9, loc="left")
-    _plain(axes, max(tails.values()) * 3)
+    axes.set_title("Idle worker, enqueue → start: p50 (full) and p99 (hollow), ms", fontsize=9, loc="left")
+    _plain(axes, max(tails.values()) * 3, "{x:g}")
 
 
-def _plain(axes: Any, upto: float) -> None:
+def _plain(axes: Any, upto: float, ticks: str) -> None:
     axes.set_xlim(right=upto)
+    axes.xaxis.set_major_formatter(ticks)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 
