@@ -65,7 +65,6 @@ class Contender:
         own = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         given = {
             "PYTHONPATH": str(ROOT),
-            "PYTHONDONTWRITEBYTECODE": "",
             "DATABASE_URL": servers.database_url,
             "REDIS_URL": servers.redis_url,
             "BENCH_SLOTS": str(self.slots or slots),

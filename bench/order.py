@@ -5,7 +5,7 @@ Imported in the peers' environments too, so it needs SQLAlchemy and nothing of o
 
 from collections.abc import Sequence
 
-from sqlalchemy import BigInteger, ForeignKey, Text, update
+from sqlalchemy import ARRAY, BigInteger, ForeignKey, Text, any_, literal, update
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, joinedload, mapped_column, relationship
 
@@ -62,7 +62,7 @@ async def pay_many(session: AsyncSession, numbers: Sequence[int]) -> None:
     """The same for many orders in one statement."""
     await session.execute(
         update(Order)
-        .where(Order.id.in_(numbers), Order.user_id == User.id)
+        .where(Order.id == any_(literal(list(numbers), ARRAY(BigInteger))), Order.user_id == User.id)
         .values(status="paid", paid_by=User.email, paid=Order.paid + 1)
         .execution_options(synchronize_session=False)
     )
