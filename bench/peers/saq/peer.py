@@ -46,6 +46,7 @@ async def work(given):
 
     worker = Worker(queue_of(given), [("noop", noop), ("order", order)], concurrency=given.slots)
     await worker.queue.connect()
+    await worker.queue.sweep()  # else the first sweep aborts a job that is just being taken
     await worker.start()
 
 
