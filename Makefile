@@ -27,7 +27,7 @@ dev: $(READY) ## Run the embedded servers and a worker until Ctrl-C
 	$(BIN)/worker dev $(ARGS)
 
 .PHONY: bench
-bench: $(READY) .bench/.ready $(PEERS:%=.bench/peers/%/.ready) ## Measure against arq, SAQ, taskiq, … and a plain loop (ARGS=--quick: in 2 minutes; --help)
+bench: $(READY) .bench/.ready $(PEERS:%=.bench/peers/%/.ready) ## Measure against arq, SAQ, taskiq, … and a plain loop (ARGS=--quick: in a few minutes; --help)
 	$(BIN)/python -m bench $(ARGS)
 
 .PHONY: lint

@@ -15,7 +15,7 @@ START_TIMEOUT_S = 20.0
 
 
 def run(bench: Bench, result: CaseResult) -> None:
-    jobs = max(20, bench.jobs // 200)
+    jobs = max(20, bench.jobs // 250)
     peers = bench.installed(*REDIS_PEERS, ARQ_DEFAULT)
     measures = {side.name: pacing(bench, side, jobs) for side in (OURS, OUTBOX, *peers)}
     p50 = bench.contest(OURS.name, measures)
