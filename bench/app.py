@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-import worker.handler
 from bench.inside import Given
 from bench.order import pay, pay_many
 from bench.tally import Tally
 from worker.app import App
-from worker.handler import AnyHandler, Handler
+from worker.handler import AnyHandler, BatchHandler, Handler
 from worker.job import Job
 
 
@@ -57,16 +55,12 @@ async def pay_batch(tally: Tally, jobs: Sequence[PayBatch], session: AsyncSessio
 
 def handlers(tally: Tally) -> list[AnyHandler]:
     """Bound to what counts their starts."""
-    table: list[AnyHandler] = [
+    return [
         Handler(NoOp, partial(start, tally), once=False),
         Handler(Kept, partial(start, tally)),
         Handler(PayOrder, partial(pay_order, tally)),
+        BatchHandler(PayBatch, partial(pay_batch, tally), max_size=500, linger=timedelta(milliseconds=20)),
     ]
-    batch_handler: Any = getattr(worker.handler, "BatchHandler", None)
-    if batch_handler is not None:
-        linger = timedelta(milliseconds=20)
-        table.append(batch_handler(PayBatch, partial(pay_batch, tally), max_size=500, linger=linger))
-    return table
 
 
 app = App(handlers(Given.from_environment().tally))

@@ -16,9 +16,6 @@ MARKS = {True: "[green]reached[/]", False: "[red]missed[/]", None: ""}
 
 def show(console: Console, result: CaseResult) -> None:
     """One table of figures and one of ratios."""
-    if result.skipped:
-        console.print(f"[yellow]skipped: {escape(result.skipped)}[/]")
-        return
     figures = Table("", "", "median", "least – greatest")
     for figure in result.figures:
         what = f"{figure.measure}, {figure.unit}"

@@ -91,7 +91,6 @@ class CaseResult:
     figures: list[Figure] = field(default_factory=list[Figure])
     comparisons: list[Comparison] = field(default_factory=list[Comparison])
     notes: list[str] = field(default_factory=list[str])
-    skipped: str = ""
 
     def as_json(self) -> dict[str, Any]:
         comparisons = [

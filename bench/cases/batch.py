@@ -3,7 +3,6 @@
 import re
 import subprocess
 
-import worker.handler
 from bench.case import ORDER_SLOTS, Bench
 from bench.contenders import LOOP, OURS
 from bench.results import CaseResult, Comparison, Run, Target, figures, ratio
@@ -26,9 +25,6 @@ commit;
 
 
 def run(bench: Bench, result: CaseResult) -> None:
-    if not hasattr(worker.handler, "BatchHandler"):
-        result.skipped = "worker.handler has no BatchHandler yet"
-        return
     jobs = min(int(bench.jobs * JOBS), ORDERS)
     measures = {
         OURS.name: bench.draining(OURS, "batch", jobs, SLOTS),
