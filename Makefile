@@ -6,6 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 UV := $(BIN)/uv
+PEERS := $(patsubst bench/peers/%/requirements.in,%,$(wildcard bench/peers/*/requirements.in))
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
@@ -25,6 +26,10 @@ test: $(READY) .arq/.ready ## Run every test against embedded PostgreSQL and Val
 dev: $(READY) ## Run the embedded servers and a worker until Ctrl-C
 	$(BIN)/worker dev $(ARGS)
 
+.PHONY: bench
+bench: $(READY) .bench/.ready $(PEERS:%=.bench/peers/%/.ready) ## Measure against arq, SAQ, taskiq, … and a plain loop (ARGS=--quick: in a few minutes; --help)
+	$(BIN)/python -m bench $(ARGS)
+
 .PHONY: lint
 lint: $(READY) ## Check style, format, types and import rules
 	$(BIN)/ruff check
@@ -42,6 +47,8 @@ lock: $(UV) ## Write requirements/*.txt anew from pyproject.toml (ARGS=--upgrade
 	$(COMPILE) $(ARGS) pyproject.toml requirements/arq-tests.in \
 		--constraints requirements/runtime.txt -o requirements/arq-tests.txt
 	$(COMPILE) --no-deps requirements/arq-sdist.in --constraints requirements/runtime.txt -o requirements/arq-sdist.txt
+	$(COMPILE) $(ARGS) pyproject.toml --extra bench --constraints requirements/dev.txt -o requirements/bench.txt
+	for peer in $(PEERS); do $(COMPILE) $(ARGS) bench/peers/$$peer/requirements.in -o bench/peers/$$peer/requirements.txt || exit; done
 
 $(UV): requirements/build.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=…")'
@@ -63,4 +70,15 @@ $(READY): $(UV) requirements/dev.txt pyproject.toml
 		--no-deps --no-binary arq --no-build-isolation --dest .arq
 	mkdir .arq/sdist
 	tar -xzf .arq/arq-*.tar.gz -C .arq/sdist --strip-components 1
+	@touch $@
+
+# The plots' library, and an environment for each peer: none of them is needed for anything else.
+.bench/.ready: $(READY) requirements/bench.txt
+	@mkdir -p $(@D)
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/bench.txt
+	@touch $@
+
+.bench/peers/%/.ready: bench/peers/%/requirements.txt $(UV)
+	$(UV) venv --quiet --clear --python $(BIN)/python $(@D)
+	$(UV) pip install --quiet --python $(@D)/bin/python --require-hashes -r $<
 	@touch $@

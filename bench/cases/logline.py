@@ -1,0 +1,22 @@
+"""What a line a job costs: logs at info, written to a file, against warnings alone."""
+
+from bench.case import NOOP_SLOTS, ORDER_SLOTS, Bench
+from bench.contenders import OURS
+from bench.results import CaseResult, Comparison, Target, figures, ratio
+
+MOST_ROUNDS = 2
+
+TALKING = OURS.but(name="ratchet, a line a job", settings={"WORKER_LOG_LEVEL": "info"})
+
+
+def run(bench: Bench, result: CaseResult) -> None:
+    for job, share, slots, target in (
+        ("noop", 1.0, NOOP_SLOTS, None),
+        ("order", 0.2, ORDER_SLOTS, Target(at_least=0.97)),
+    ):
+        jobs = int(bench.jobs * share)
+        measures = {side.name: bench.draining(side, job, jobs, slots) for side in (OURS, TALKING)}
+        blocks = bench.contest(OURS.name, measures, min(bench.rounds, MOST_ROUNDS))
+        result.figures += figures(blocks, job, "jobs/s")
+        spread = ratio(blocks, TALKING.name, OURS.name)
+        result.comparisons.append(Comparison(f"{job}: {TALKING.name} ÷ {OURS.name}", spread, target))

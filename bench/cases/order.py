@@ -1,0 +1,42 @@
+"""The order job: a fresh session, SELECT … FOR UPDATE with the user, update, commit. Ours exactly once."""
+
+from bench.case import ORDER_SLOTS, Bench, names
+from bench.contenders import ARQ, LOOP, OURS, PGQUEUER, PROCRASTINATE, REDIS_PEERS
+from bench.drive import drain
+from bench.results import CaseResult, Comparison, Target, best, figures, ratio
+
+SHARE = 0.2
+"""Of the bench's jobs, for everybody: SQLAlchemy sets the pace."""
+LOOP_SLOTS = (10, 20, 40)
+
+
+def run(bench: Bench, result: CaseResult) -> None:
+    jobs = int(bench.jobs * SHARE)
+    loop = best_loop(bench, jobs // 2)
+    result.notes.append(f"The plain loop runs {loop} tasks at once, its best of {', '.join(map(str, LOOP_SLOTS))}.")
+    peers = [
+        peer.but(share=1.0, variant="orders" if peer is PGQUEUER else peer.variant)
+        for peer in bench.installed(*REDIS_PEERS, PGQUEUER, PROCRASTINATE)
+    ]
+    peers = [peer.but(share=0.3) if peer.name == PROCRASTINATE.name else peer for peer in peers]
+    sides = (OURS, LOOP.but(slots=loop), *peers)
+    blocks = bench.contest(OURS.name, {side.name: bench.draining(side, "order", jobs, ORDER_SLOTS) for side in sides})
+    result.figures = figures(blocks, "order", "jobs/s")
+
+    def against(name: str, what: str, target: Target | None) -> Comparison:
+        return Comparison(f"{OURS.name} ÷ {what}", ratio(blocks, OURS.name, name), target)
+
+    result.comparisons.append(against(LOOP.name, LOOP.name, Target(at_least=0.9)))
+    if ARQ.name in names(peers):
+        result.comparisons.append(against(ARQ.name, ARQ.name, Target(at_least=1.5)))
+    if winner := best(result.figures, names(peers)):
+        result.comparisons.append(against(winner, f"best peer ({winner})", Target(at_least=1.2)))
+    result.comparisons += [
+        Comparison(f"{peer.name} ÷ {LOOP.name}", ratio(blocks, peer.name, LOOP.name)) for peer in peers
+    ]
+
+
+def best_loop(bench: Bench, jobs: int) -> int:
+    """How many tasks at once serve the plain loop best."""
+    rates = {slots: drain(bench.servers, LOOP, "order", jobs, slots=slots).value or 0.0 for slots in LOOP_SLOTS}
+    return max(rates, key=lambda slots: rates[slots])
