@@ -3,16 +3,15 @@
 import logging
 import re
 import time
-from contextvars import ContextVar, Token
 from functools import cached_property
 from typing import Any, Self, assert_never
 
 import sentry_sdk
 import structlog
-from structlog.typing import EventDict, WrappedLogger
 
 from worker.errors import UnknownJob
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Outcome, Released, Retrying, Snoozed, Yielded
+from worker.reporting.bound import bound
 from worker.reporting.expected import is_expected
 from worker.reporting.observer import Subject
 from worker.reporting.tracebacks import error_name
@@ -53,15 +52,13 @@ class _LoggedAttempt:
         self._payloads = payloads
         self._attempt = 0
         self._started = time.perf_counter()
-        self._token: Token[_LoggedAttempt | None] | None = None
 
     def __enter__(self) -> Self:
-        self._token = _current.set(self)
+        self._token = bound.set(self.bound)
         return self
 
     def __exit__(self, *_raised: object) -> None:
-        if self._token is not None:
-            _current.reset(self._token)
+        bound.reset(self._token)
 
     def begun(self, attempt: int) -> None:
         self._attempt = attempt
@@ -93,16 +90,6 @@ class _LoggedAttempt:
         if self._payloads:
             fields["payload"] = self._subject.payload[:MAX_SHOWN].decode("utf-8", "replace")
         self._log.log(level, type(outcome).__name__.lower(), **fields)
-
-
-# A context variable of our own, read when a line is logged: most attempts log one line or none.
-_current: ContextVar[_LoggedAttempt | None] = ContextVar("logged_attempt", default=None)
-
-
-def add_attempt(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """A structlog processor: names the attempt, in whose task or a task of its own a line is logged."""
-    attempt = _current.get()
-    return event if attempt is None else {**attempt.bound(), **event}
 
 
 def _level(outcome: Outcome) -> int:

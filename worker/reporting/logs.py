@@ -14,7 +14,7 @@ import structlog
 from structlog.contextvars import merge_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from worker.reporting.log_observer import add_attempt
+from worker.reporting.bound import add_bound
 from worker.reporting.tracebacks import without_texts
 
 QUIET = {"arq": logging.WARNING, "asyncio": logging.WARNING, "sqlalchemy": logging.WARNING, "urllib3": logging.ERROR}
@@ -58,7 +58,7 @@ def configure(settings: LogSettings) -> None:
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     finish: list[Processor] = _finish(settings, colors=stream.isatty())
     structlog.configure(
-        processors=[merge_contextvars, add_attempt, structlog.processors.add_log_level, _add_name, *finish],
+        processors=[merge_contextvars, add_bound, structlog.processors.add_log_level, _add_name, *finish],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=partial(Lines, stream),
         cache_logger_on_first_use=False,
@@ -69,7 +69,7 @@ def configure(settings: LogSettings) -> None:
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[
                 merge_contextvars,
-                add_attempt,
+                add_bound,
                 structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
                 _add_extra,
