@@ -13,6 +13,7 @@ from worker.delivery import Delivery, Report
 from worker.errors import InvalidPayload, JobExpired, UnknownJob
 from worker.faults import is_expected, is_lost_connection
 from worker.handler import BatchHandler, HandlerTable
+from worker.lag import name_this_task
 from worker.outcome import OFFER_AGAIN, Cancelled, Dead, Outcome, Released, describe
 from worker.reporting.observer import Observation, Observer, Subject
 from worker.retry import RetryPolicy
@@ -55,6 +56,7 @@ class Executor:
         message = decode(raw)
         if isinstance(message, Message) and message.name not in self._handlers:
             return Report(self._of_unknown_job(message.name), message)
+        name_this_task(_name(message))
         started_ms = _now_ms()
         with self._observer.observe(_subject(delivery, message)) as observation:
             try:

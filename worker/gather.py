@@ -57,7 +57,7 @@ class Batch:
 
     def start(self, carrying_out: Coroutine[Any, Any, None], context: Context) -> None:
         """Begin the task, in which it gathers and is carried out."""
-        self._task = asyncio.create_task(carrying_out, name=f"batch {self.handler.job.job_name}", context=context)
+        self._task = asyncio.create_task(carrying_out, name=self.handler.job.job_name, context=context)
 
     async def end(self, heed: Callable[[], None]) -> None:
         """Wait for the end of all. `heed` is called for each cancellation meanwhile."""

@@ -27,6 +27,7 @@ from worker.executor import Executor
 from worker.faults import is_lost_connection
 from worker.handler import gates
 from worker.heartbeat import BEAT_EVERY_S
+from worker.lag import lag_watched
 from worker.lease import Leases, end_this_process
 from worker.limits import Limits, Paused
 from worker.pauses import CHANNEL as PAUSE_CHANNEL
@@ -155,7 +156,8 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
             beside.append(recycle_when_due(worker, settings.max_jobs, settings.max_rss_mb))
         tasks = [asyncio.create_task(part) for part in beside]
         try:
-            await worker.serve()
+            with lag_watched():
+                await worker.serve()
         finally:
             await cancel_all(tasks)
     if leases.are_overdue:
