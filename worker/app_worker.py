@@ -30,7 +30,10 @@ class AppWorker(Worker):
         self._was_told = False
 
     async def serve(self) -> None:
-        """Run until told to stop, and leave nothing running: what doesn't end within the grace is handed back."""
+        """Run until told to stop, and leave nothing running: what doesn't end within the grace is handed back.
+
+        The handlers of signals stay, for the caller to remove when it has cleaned up.
+        """
         self._engine.leases.start()
         self.main_task = asyncio.create_task(self.main(), name="consumer")
         grace = asyncio.create_task(self._grace_is_over.wait())
@@ -43,8 +46,6 @@ class AppWorker(Worker):
             self._engine.leases.stop()
             with suppress(RedisError, OSError, TimeoutError):  # it runs out by itself
                 await asyncio.wait_for(farewell(self.pool, self._name), timeout=1)
-            for signum in (Signals.SIGINT, Signals.SIGTERM):
-                self.loop.remove_signal_handler(signum)
         if not self.main_task.cancelled():
             self.main_task.result()
 

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 from arq.connections import ArqRedis
@@ -91,6 +92,14 @@ async def run_worker(app: App, settings: Settings, observer: Observer, *, burst:
     Both servers may be away, now and at any time: it waits for them. Raises SystemExit where a job outlived its timeout
     and its grace, and the process has to go.
     """
+    try:
+        await _run_worker(app, settings, observer, burst=burst)
+    finally:  # no sooner: a second signal must not break off the cleaning up
+        for signum in (SIGINT, SIGTERM):
+            asyncio.get_running_loop().remove_signal_handler(signum)
+
+
+async def _run_worker(app: App, settings: Settings, observer: Observer, *, burst: bool) -> None:
     worker: AppWorker | None = None
 
     def pushed() -> None:

@@ -14,6 +14,7 @@ from tests.consumer.conftest import Effects, Logged, Work
 from tests.consumer.jobs import PING, Gate, Ping, calling, leave_effect
 from tests.support.waiting import wait_until
 from worker import shield
+from worker.availability import Availability
 from worker.chunk import Chunk, Step
 from worker.claim import Claim, Claims
 from worker.handler import ChunkedHandler, Handler
@@ -91,6 +92,22 @@ async def test_the_second_signal_cuts_the_grace_short(arq: ArqRedis, work: Work,
     assert worker.of("running") == [Released("the worker stops")]
     assert await arq.zscore("arq:queue", "running") is not None
     assert await effects() == []
+
+
+async def test_a_signal_does_not_break_off_the_cleaning_up(
+    arq: ArqRedis, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = Availability.close
+
+    async def told_meanwhile(self: Availability) -> None:
+        worker.signal(signal.SIGINT)
+        await close(self)
+
+    monkeypatch.setattr(Availability, "close", told_meanwhile)
+    await Queue(arq).enqueue(Ping(), job_id="first")
+    async with work(PING) as worker:
+        await worker.outcome("first")
+        await worker.stop()
 
 
 async def test_a_chunked_job_yields_between_two_chunks_and_resumes_elsewhere(

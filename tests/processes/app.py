@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import threading
+import time
 
 import structlog
 from sqlalchemy import text
@@ -24,6 +26,10 @@ class Wait(Job, name="wait"):
     lock: int
 
 
+class Thread(Job, name="thread"):
+    """Leaves a thread behind that doesn't end."""
+
+
 HOARD: list[bytes] = []
 
 
@@ -37,10 +43,14 @@ async def wait(job: Wait, session: AsyncSession) -> None:
     await session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": job.lock})
 
 
+async def thread(job: Thread, session: AsyncSession) -> None:
+    threading.Thread(target=time.sleep, args=(3600,)).start()
+
+
 async def _leave_effect(session: AsyncSession) -> None:
     await session.execute(text("INSERT INTO effect VALUES (:pid)"), {"pid": os.getpid()})
     loop = type(asyncio.get_running_loop()).__module__
     structlog.get_logger("test").warning("began", pid=os.getpid(), loop=loop)
 
 
-app = App(handlers=(Handler(Step, step), Handler(Wait, wait)))
+app = App(handlers=(Handler(Step, step), Handler(Wait, wait), Handler(Thread, thread)))

@@ -3,13 +3,16 @@
 `WorkerProcess.wait` returns at the end of the output, to which every child writes: then there is none left.
 """
 
+import asyncio
 import os
 import signal
+from contextlib import suppress
 
 from redis import Redis as SyncRedis
 
-from tests.processes.app import Wait
+from tests.processes.app import Thread, Wait
 from tests.processes.conftest import LOCK, Effects, Enqueue, Locked, Run, children, wait_until_gone
+from tests.support.waiting import wait_until
 from worker.dev import EmbeddedPostgres
 
 
@@ -93,9 +96,26 @@ async def test_ctrl_c_twice_cuts_the_grace_short(run: Run, enqueued: Enqueue, ef
         worker.signal(signal.SIGINT)
         await worker.wait_for("stopping", running=1)
         worker.signal(signal.SIGINT)
-        assert await worker.wait() == 0
+        assert await worker.wait() == 0, worker.output
     await worker.wait_for("released", job_id=job_id)
     assert await effects() == []
+
+
+async def test_ctrl_c_ends_a_worker_that_a_handlers_thread_holds_up(run: Run, enqueued: Enqueue) -> None:
+    """It ends in order all the same: by then there is nothing left to do."""
+    [job_id] = await enqueued(Thread())
+    worker = await run(WORKER_PROCESSES="1")
+    await worker.wait_for("completed", job_id=job_id)
+    ended = asyncio.create_task(worker.wait())
+
+    async def has_ended() -> bool:
+        with suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGINT)
+        return ended.done()
+
+    await wait_until(has_ended)
+    assert await ended == 0
+    assert "Traceback" not in worker.output
 
 
 async def test_wrong_settings_are_said_once(run: Run) -> None:

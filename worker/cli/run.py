@@ -1,6 +1,8 @@
 """worker run: consume until told to stop."""
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -99,6 +101,17 @@ async def consume(app: App, settings: Settings, observer: Observer, *, burst: bo
         if ending(error)[0] == FAILED:
             observer.fault("worker", error)
         raise
+    finally:
+        # Nothing is left that SIGTERM could ask for: it must not turn an orderly end into a death. Ctrl-C still ends
+        # what a handler's thread may hold up.
+        for signum in (SIGTERM, SIGINT):
+            loop.remove_signal_handler(signum)
+        signal.signal(SIGTERM, signal.SIG_IGN)
+        signal.signal(SIGINT, _leave)
+
+
+def _leave(_signum: int, _frame: object) -> None:
+    os._exit(0)
 
 
 async def ready(app: App, settings: Settings, patience: timedelta | None = None) -> None:
