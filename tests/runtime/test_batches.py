@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
+from structlog.contextvars import get_contextvars
 
 from tests.runtime.bench import Bench, Grip, Note
 from worker import gather
 from worker.call import run_batch
 from worker.delivery import Delivery
 from worker.errors import Permanent
-from worker.handler import BatchHandler
+from worker.executor import Executor
+from worker.handler import BatchHandler, bind
 from worker.outcome import Completed, Dead, Duplicate, Released
+from worker.reporting.log_observer import LogObserver
 from worker.run import current_run, current_runs
 
 Run = Callable[[Sequence[Note], AsyncSession], Awaitable[Sequence[object] | None]]
@@ -190,6 +193,18 @@ async def test_a_batch_handler_is_told_its_runs(bench: Bench) -> None:
     assert told == [(delivery.job_id, str(number)) for number, delivery in enumerate(deliveries)]
     with pytest.raises(RuntimeError, match=r"current_runs\(\) was called outside a handler"):
         current_runs()
+
+
+async def test_what_a_batch_logs_is_bound_to_no_single_job(bench: Bench) -> None:
+    bound: list[dict[str, Any]] = []
+
+    async def looking(jobs: Sequence[Note], session: AsyncSession) -> None:
+        bound.append(get_contextvars())
+
+    handlers = bind([batches_of(2, looking)])
+    executor = Executor(handlers, bench.engine, LogObserver(), bench.availability, "a worker")
+    await asyncio.gather(*(executor.execute(delivery) for delivery in await enqueued(bench, 2)))
+    assert bound == [{}]
 
 
 @pytest.mark.parametrize(
