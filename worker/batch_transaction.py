@@ -14,7 +14,7 @@ from worker.errors import SwallowedError
 from worker.faults import commit, in_ledger
 from worker.guard import GUARD, Guard
 from worker.outcome import Completed
-from worker.run import Begun, Ended, NotDue
+from worker.run import Begun, Ended, NotDue, is_marked
 from worker.stored import as_jsonb
 
 Share: TypeAlias = tuple[Completed | Ended | NotDue | None, int]
@@ -50,8 +50,15 @@ class BatchTransactor:
                 if connection.invalidated or not connection.in_transaction():
                     raise SwallowedError
                 results = [as_jsonb(result, "result") for result in returned]
-                with in_ledger():
-                    await ledger.complete(driver, [work.run for work in called], seen[0].transaction, results)
+                is_intact = not guard.rolled_back and driver.is_in_transaction()
+                left = [
+                    (work.run, result)
+                    for work, one, result in zip(called, seen, results, strict=True)
+                    if not (is_intact and is_marked(one, result))
+                ]
+                if left:
+                    with in_ledger():
+                        await ledger.complete(driver, left, seen[0].transaction)
                 for (place, one), result in zip(live, results, strict=True):
                     shares[place] = Completed(json.loads(result)), one.failures
             await commit(connection.commit())

@@ -1,5 +1,6 @@
 """The ledger for many jobs at once. Each function is one statement, however many there are: run.py's, over arrays."""
 
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -11,20 +12,25 @@ from worker.run import FINAL, Begun, Ended, Identity, Limits, NotDue, millisecon
 # wait for each other. A run that is there already and that somebody holds is passed over; one that somebody is just
 # inserting is waited for. What isn't returned is held, or isn't admitted. The limits are set when all is locked.
 # Outbox rows are counted, since the planner would make a hash of the whole outbox to look for one in it.
+# New runs are marked done at once, as run.py's may be.
 _BEGIN = f"""
 with asked as (
     select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::boolean[])
         as given (id, enqueued_ms, name, queue, from_outbox)
 ), inserted as (
-    insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox)
-    select id, enqueued_ms, name, queue, 'waiting', from_outbox from asked
+    insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox, result, finished_at)
+    select id, enqueued_ms, name, queue, 'completed', from_outbox, 'null', clock_timestamp() from asked
     where not from_outbox
         or (select count(*) from worker.outbox where id = asked.id and enqueued_ms = asked.enqueued_ms) > 0
     order by id, enqueued_ms
     on conflict do nothing
-    returning id, enqueued_ms, status, attempt, result, error, next_at, created_at
+    returning id, enqueued_ms, status, attempt, result, error, next_at, created_at, true as is_marked
+), taken as (
+    delete from worker.outbox using inserted
+    where outbox.id = inserted.id and outbox.enqueued_ms = inserted.enqueued_ms
+        and (sent_epoch is not null or not coalesces)
 ), known as (
-    select run.id, run.enqueued_ms, status, attempt, result, error, next_at, created_at
+    select run.id, run.enqueued_ms, status, attempt, result, error, next_at, created_at, false
     from asked join worker.run on run.id = asked.id and run.enqueued_ms = asked.enqueued_ms
     where (select count(*) from inserted) < cardinality($1)
     for update of run skip locked
@@ -34,7 +40,8 @@ with asked as (
     select {set_limits("$6", "$7", "$8")}, pg_current_xact_id()::text as transaction
     from (select count(*) from locked) as all_are_locked
 )
-select id, enqueued_ms, status, attempt, result, error, created_at, next_at - clock_timestamp() as wait, transaction
+select id, enqueued_ms, status, attempt, result, error, created_at, next_at - clock_timestamp() as wait, is_marked,
+    transaction
 from locked cross join limits
 """  # noqa: S608 - put together from constants
 
@@ -74,14 +81,14 @@ async def begin(driver: Driver, runs: Sequence[Identity], limits: Limits) -> lis
         *milliseconds(limits).values(),
     )
     found: dict[tuple[str, int], Begun | Ended | NotDue] = {}
-    for row in await driver.fetch(_BEGIN, *given):
-        job_id, enqueued_ms, status, failures, result, error, created_at, wait, transaction = row
-        if status in FINAL:
+    rows, now = await driver.fetch(_BEGIN, *given), time.monotonic()
+    for job_id, enqueued_ms, status, failures, result, error, created_at, wait, is_marked, transaction in rows:
+        if status in FINAL and not is_marked:
             found[job_id, enqueued_ms] = Ended(status, result, error)
         elif wait is not None and wait > timedelta(0):
             found[job_id, enqueued_ms] = NotDue(wait)
         else:
-            found[job_id, enqueued_ms] = Begun(failures, None, {}, created_at, transaction)
+            found[job_id, enqueued_ms] = Begun(failures, None, {}, created_at, transaction, now if is_marked else None)
     return [found.get((run.job_id, run.enqueued_ms)) for run in runs]
 
 
@@ -90,8 +97,9 @@ async def take_rows(driver: Driver, runs: Sequence[Identity]) -> None:
     await driver.execute(_TAKE_ROWS, *_keys(runs))
 
 
-async def complete(driver: Driver, runs: Sequence[Identity], transaction: str, results: Sequence[str]) -> None:
+async def complete(driver: Driver, done: Sequence[tuple[Identity, str]], transaction: str) -> None:
     """Mark the runs done, each with its result as JSON, and take their outbox rows away. Raises TransactionEnded."""
+    runs, results = [run for run, _ in done], [result for _, result in done]
     if await driver.fetchval(_COMPLETE, *_keys(runs), transaction, results) != len(runs):
         raise TransactionEnded
 

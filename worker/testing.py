@@ -3,9 +3,9 @@
 Nothing here needs Redis or a running worker. See tests/guide/ for how each is used.
 """
 
+import asyncio
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -38,8 +38,8 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
     """Run `job`'s handler in your own session and return its result; you commit or roll back.
 
     Payload, result and cursor make the round trip through JSON as they do in a worker, so what would not survive it
-    fails here. A chunked job is run chunk after chunk, a batched one in a batch
-    of its own. Whatever the handler raises is raised.
+    fails here. A chunked job is run chunk after chunk, and a batch handler gets a batch of one. Whatever the handler
+    raises is raised.
     """
     handler = app.handlers[job.job_name]
     received = handler.job.from_payload(job.to_payload())
@@ -84,35 +84,39 @@ def _message(row: Outbox) -> Message:
 async def drain(app: App, engine: AsyncEngine, *, limit: int = 1_000) -> list[tuple[Message, Outcome]]:
     """Run every committed job that is due, and those that they enqueue, and return what came of each delivery.
 
-    They go through the real executor, one after another, so a batch is of one. What fails or snoozes is left for a
-    later call, however short its wait is drawn: a test sees one attempt of it. Jobs of one key or `job_id` coalesce
-    first, as the relay would have them.
+    They go through the real executor, one after another; those of a batch handler together. What fails or snoozes is
+    left for a later call, however short its wait is drawn: a test sees one attempt of it. Jobs of one key or `job_id`
+    coalesce first, as the relay would have them.
     Raises AssertionError after `limit` deliveries: then jobs enqueue each other for ever.
     """
     availability = Availability(engine)
-    executor = Executor(_alone(app.handlers), engine, Observers(), availability, "worker.testing")
+    executor = Executor(_at_once(app.handlers), engine, Observers(), availability, "worker.testing")
     outcomes: list[tuple[Message, Outcome]] = []
     try:
         began = await _now(engine)
-        while (row := await _next_due(engine, app.handlers, began)) is not None:
+        while rows := await _next_due(engine, app.handlers, began):
             if len(outcomes) >= limit:
                 raise AssertionError(f"drain ran {limit} jobs and more are due; do they enqueue each other?")
-            now_ms = time.time_ns() // 1_000_000
-            raw = restamp(row.message, enqueued_ms=row.enqueued_ms) if row.coalesces else row.message
-            report = await executor.execute(Delivery(row.id, row.queue, raw, NoHold(), now_ms, now_ms))
-            outcomes.append((_message(row), report.outcome))
+            reports = await asyncio.gather(*(executor.execute(_delivery(row)) for row in rows))
+            outcomes += [(_message(row), report.outcome) for row, report in zip(rows, reports, strict=True)]
     finally:
         await availability.close()
     return outcomes
 
 
-def _alone(handlers: HandlerTable) -> HandlerTable:
-    """Jobs are run one after another here, so none waits for others to make a batch with."""
+def _delivery(row: Any) -> Delivery:
+    now_ms = time.time_ns() // 1_000_000
+    raw = restamp(row.message, enqueued_ms=row.enqueued_ms) if row.coalesces else row.message
+    return Delivery(row.id, row.queue, raw, NoHold(), now_ms, now_ms)
 
-    def alone(handler: AnyHandler) -> AnyHandler:
+
+def _at_once(handlers: HandlerTable) -> HandlerTable:
+    """All that makes a batch is there at once, so nothing waits for more."""
+
+    def at_once(handler: AnyHandler) -> AnyHandler:
         return replace(handler, linger=timedelta(0)) if isinstance(handler, BatchHandler) else handler
 
-    return {name: alone(handler) for name, handler in handlers.items()}
+    return {name: at_once(handler) for name, handler in handlers.items()}
 
 
 # A row counts as sent while it is run, as the relay would have it. What coalesces was marked before.
@@ -120,9 +124,9 @@ _NEXT_DUE = text("""
 update worker.outbox set sent_epoch = 0, sent_at = now() where seq = (
     select seq from worker.outbox as row left join worker.run using (id, enqueued_ms)
     where row.due_at <= now() and coalesce(run.next_at <= :began, true) and row.name = any(:names)
-        and (row.sent_epoch is not null or not row.coalesces)
+        and (row.sent_epoch is not null or not row.coalesces) and row.seq <> all(:taken)
     order by row.sent_epoch is null, row.seq limit 1
-) returning id, enqueued_ms, queue, message, coalesces
+) returning seq, id, enqueued_ms, name, queue, message, coalesces
 """)
 
 
@@ -133,7 +137,19 @@ async def _now(engine: AsyncEngine) -> datetime:
         return now
 
 
-async def _next_due(engine: AsyncEngine, handlers: Mapping[str, object], began: datetime) -> Any:
+async def _next_due(engine: AsyncEngine, handlers: HandlerTable, began: datetime) -> list[Any]:
+    """The next job, with as many more as make a batch with it. None: an empty list."""
+    rows: list[Any] = []
+    names, size = list(handlers), 1
     async with engine.begin() as connection:
         await lanes.rows(connection, lanes.MARK_COALESCING, epoch=0, refused=[])
-        return (await connection.execute(_NEXT_DUE, {"names": list(handlers), "began": began})).one_or_none()
+        while len(rows) < size:
+            given = {"names": names, "began": began, "taken": [row.seq for row in rows]}
+            row = (await connection.execute(_NEXT_DUE, given)).one_or_none()
+            if row is None:
+                break
+            rows.append(row)
+            handler = handlers[row.name]
+            if isinstance(handler, BatchHandler):
+                names, size = [handler.job.job_name, *handler.job.job_aliases], handler.max_size
+    return rows

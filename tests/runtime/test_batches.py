@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
+from structlog.contextvars import get_contextvars
 
 from tests.runtime.bench import Bench, Grip, Note
-from worker import gather
+from worker import gather, run
 from worker.call import run_batch
 from worker.delivery import Delivery
 from worker.errors import Permanent
-from worker.handler import BatchHandler
+from worker.executor import Executor
+from worker.handler import BatchHandler, bind
 from worker.outcome import Completed, Dead, Duplicate, Released
+from worker.reporting.log_observer import LogObserver
 from worker.run import current_run, current_runs
 
 Run = Callable[[Sequence[Note], AsyncSession], Awaitable[Sequence[object] | None]]
@@ -141,7 +144,7 @@ async def test_one_that_was_tried_before_goes_on_counting(bench: Bench) -> None:
     attempts: list[int] = []
 
     async def looking(jobs: Sequence[Note], session: AsyncSession) -> None:
-        attempts.extend(run.attempt for run in current_runs())
+        attempts.extend(each.attempt for each in current_runs())
 
     assert await bench.run_all(batches_of(2, looking), deliveries) == [Completed()] * 2
     assert attempts == bench.told.attempts == [1, 3]
@@ -180,7 +183,7 @@ async def test_a_batch_handler_is_told_its_runs(bench: Bench) -> None:
     told: list[tuple[str, str]] = []
 
     async def looking(jobs: Sequence[Note], session: AsyncSession) -> None:
-        told.extend((run.job_id, job.text) for run, job in zip(current_runs(), jobs, strict=True))
+        told.extend((each.job_id, job.text) for each, job in zip(current_runs(), jobs, strict=True))
         with pytest.raises(RuntimeError, match=r"current_run\(\) was called in a batch handler.*use current_runs\(\)"):
             current_run()
 
@@ -190,6 +193,32 @@ async def test_a_batch_handler_is_told_its_runs(bench: Bench) -> None:
     assert told == [(delivery.job_id, str(number)) for number, delivery in enumerate(deliveries)]
     with pytest.raises(RuntimeError, match=r"current_runs\(\) was called outside a handler"):
         current_runs()
+
+
+@pytest.mark.parametrize(("precision", "is_marked_again"), [(3600.0, False), (0.0, True)])
+async def test_new_runs_without_a_result_are_marked_done_by_the_statement_that_begins_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, precision: float, *, is_marked_again: bool
+) -> None:
+    async def silent(jobs: Sequence[Note], session: AsyncSession) -> None:
+        await noting(jobs, session)
+
+    monkeypatch.setattr(run, "PRECISION_S", precision)
+    assert await bench.run_all(batches_of(3, silent), await enqueued(bench, 3)) == [Completed()] * 3
+    runs = await bench.all("select distinct status, result, cmin::text <> '0', finished_at is not null from worker.run")
+    assert runs == [("completed", None, is_marked_again, True)]
+    assert await bench.rows() == 0
+
+
+async def test_what_a_batch_logs_is_bound_to_no_single_job(bench: Bench) -> None:
+    bound: list[dict[str, Any]] = []
+
+    async def looking(jobs: Sequence[Note], session: AsyncSession) -> None:
+        bound.append(get_contextvars())
+
+    handlers = bind([batches_of(2, looking)])
+    executor = Executor(handlers, bench.engine, LogObserver(), bench.availability, "a worker")
+    await asyncio.gather(*(executor.execute(delivery) for delivery in await enqueued(bench, 2)))
+    assert bound == [{}]
 
 
 @pytest.mark.parametrize(
