@@ -20,6 +20,7 @@ from worker.cli.endings import FAILED, WRONG, Refusal, ending
 from worker.cli.loading import load_app
 from worker.cli.reach import APPLICATION, reach_database, reach_redis
 from worker.database import create_engine
+from worker.garbage import settle_heap
 from worker.lifeline import hold_on
 from worker.migrate import missing_versions
 from worker.reporting.logs import tell_loop_errors
@@ -59,6 +60,7 @@ def run(  # noqa: PLR0917 - typer gives them by name
     if settings.processes > 1 and lifeline is None:
         become_supervisor(plan(settings, burst=burst))
     observer = start_reporting(settings, application.schedule)
+    settle_heap()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(consume(application, settings, observer, burst=burst))
 
