@@ -11,7 +11,7 @@ from worker.availability import Availability
 from worker.batch_transaction import BatchTransactor
 from worker.call import Work
 from worker.errors import Cancel, Snooze
-from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, swallowed_errors_said
+from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, plainly
 from worker.handler import keeps_run
 from worker.outcome import BUSY, Cancelled, Completed, Outcome, Released, Retrying, Snoozed, Yielded
 from worker.reporting.observer import Observation
@@ -66,7 +66,8 @@ class Attempt:
                 done = await self._transaction()
             except (KeyboardInterrupt, GeneratorExit):
                 raise
-            except BaseException as error:  # noqa: BLE001 - whatever a handler raises
+            except BaseException as raised:  # noqa: BLE001 - whatever a handler raises
+                error = plainly(raised)
                 outcome = await self._judge(error)
                 if outcome is not None:
                     return self._settled(outcome, error)
@@ -81,8 +82,7 @@ class Attempt:
         handler = self._work.handler
         self._hold.begins(handler.timeout)
         transactor = self._crew.kept if keeps_run(handler) else self._crew.unkept
-        with swallowed_errors_said():
-            return await transactor.carry_out(self._work, self._begun)
+        return await transactor.carry_out(self._work, self._begun)
 
     def _begun(self, failures: int) -> None:
         self._seen = failures

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.chunk import Chunk
+from worker.deadline import Deadline
 from worker.delivery import Delivery
 from worker.errors import JobTimeout, Permanent
 from worker.guard import Guard
@@ -61,18 +62,17 @@ async def call_many(works: Sequence[Work], begun: Sequence[Begun], session: Asyn
 
 async def _within_timeout(work: Work, calling: Awaitable[T], session: AsyncSession, guard: Guard) -> T:
     timeout, hung = work.handler.timeout, None
-    limit = asyncio.timeout(timeout.total_seconds())
+    deadline = Deadline(guard.owner, timeout.total_seconds())
     try:
-        async with limit:
+        with deadline:
             with guard:
                 returned = await calling
             if session.in_transaction() and (session.new or session.dirty or session.deleted):
                 await session.flush()
-        if not limit.expired():
+        if not deadline.has_expired:
             return returned
-    except (TimeoutError, asyncio.CancelledError) as error:
-        # In Python 3.11 a TaskGroup that failed leaves its task such that the timeout's cancellation stays one.
-        if not limit.expired():
+    except asyncio.CancelledError as error:
+        if not deadline.has_expired:
             raise
         hung = error
     # The handler may have swallowed it, too.

@@ -231,6 +231,8 @@ def readable_id(raw_id: bytes) -> str:
 
 
 def _due_ms(score: bytes) -> int:
+    if score.isdigit():
+        return int(score)
     value = float(score)
     return int(max(0.0, value)) if isfinite(value) else 0
 

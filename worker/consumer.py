@@ -152,11 +152,12 @@ class Worker(arq.worker.Worker):
         return self.max_jobs - len(self.tasks) + len(self._sharing)
 
     async def _take(self, *, in_earnest: bool) -> int:
-        """Claim as many jobs as there are free slots, and start them. Returns how many.
+        """Claim jobs for free slots, half of all at most, and start them. Returns how many.
 
+        The other half is claimed while these run: the worker never waits for Redis with nothing to do.
         Unless `in_earnest`, a cheap look comes first, which is all that an idle worker costs.
         """
-        want = min(self._free(), self.queue_read_limit)
+        want = min(self._free(), -(-self.max_jobs // 2), self.queue_read_limit)
         if self.burst and self.max_burst_jobs >= 0:
             want = min(want, self.max_burst_jobs - self._jobs_started())
         if want <= 0 or not self._may_claim():
@@ -173,9 +174,9 @@ class Worker(arq.worker.Worker):
         self._claims_made += 1
         claims = await self._engine.claims.take(self._engine.draw(), want, f"{self._name}.{self._claims_made}")
         self._has_more = self._engine.claims.has_more
-        if self._has_more and claims and len(claims) < want:
-            self.wake()  # a large message comes alone
         strangers = [claim for claim in claims if not self._start(claim)]
+        if self._has_more and claims and self._free() > 0:
+            self.wake()
         await self._engine.claims.settle([PutBack(claim, BUSY) for claim in strangers])
         return len(claims)
 

@@ -1,6 +1,8 @@
 """One delivery -> one Outcome: the message is read, its handler found, and the attempt made."""
 
+import asyncio
 import time
+from typing import Any, cast
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -13,7 +15,6 @@ from worker.delivery import Delivery, Report
 from worker.errors import InvalidPayload, JobExpired, UnknownJob
 from worker.faults import is_expected, is_lost_connection
 from worker.handler import BatchHandler, HandlerTable
-from worker.lag import name_this_task
 from worker.outcome import OFFER_AGAIN, Cancelled, Dead, Outcome, Released, describe
 from worker.reporting.observer import Observation, Observer, Subject
 from worker.retry import RetryPolicy
@@ -56,7 +57,8 @@ class Executor:
         message = decode(raw)
         if isinstance(message, Message) and message.name not in self._handlers:
             return Report(self._of_unknown_job(message.name), message)
-        name_this_task(_name(message))
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        task.set_name(_name(message))
         started_ms = _now_ms()
         with self._observer.observe(_subject(delivery, message)) as observation:
             try:
@@ -64,7 +66,7 @@ class Executor:
             except Exception as fault:  # noqa: BLE001 - a fault of the runtime: the job stays, and somebody is told
                 self._observer.fault("executor", fault)
                 settled = Settled(Released("the runtime failed", OFFER_AGAIN))
-            answer_cancellation()
+            answer_cancellation(task)
             observation.ended(settled.outcome, settled.error)
         if isinstance(message, Unreadable):
             return Report(settled.outcome, None, settled.attempt, started_ms, _now_ms())

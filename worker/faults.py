@@ -81,17 +81,13 @@ def in_ledger() -> Generator[None]:
         raise
 
 
-@contextmanager
-def swallowed_errors_said() -> Generator[None]:
-    """Some errors only tell that the handler swallowed an earlier one: SwallowedError then."""
-    try:
-        yield
-    except PendingRollbackError as error:
-        raise SwallowedError from error
-    except (DBAPIError, asyncpg.PostgresError) as error:
-        if sqlstate(error) == IN_FAILED_TRANSACTION:
-            raise SwallowedError from error
-        raise
+def plainly(error: BaseException) -> BaseException:
+    """`error`, or SwallowedError for those that only tell that the handler swallowed an earlier one."""
+    if not isinstance(error, PendingRollbackError) and sqlstate(error) != IN_FAILED_TRANSACTION:
+        return error
+    swallowed = SwallowedError()
+    swallowed.__cause__ = error
+    return swallowed.with_traceback(error.__traceback__)
 
 
 async def commit(committing: Coroutine[Any, Any, None]) -> None:

@@ -1,4 +1,4 @@
-"""Python's garbage collector, set for a process that makes and drops many small objects beside a large, lasting heap."""
+"""Python's garbage collector, set for a process that makes and drops many small objects beside a large heap."""
 
 import gc
 

@@ -24,8 +24,11 @@ class Guard:
     """Of one attempt. Remembers a misuse, which a handler may have swallowed: what it asked for did not happen."""
 
     def __init__(self) -> None:
-        """The calling task is the one that may use the session."""
-        self._owner = asyncio.current_task()
+        """The calling task is the one that may use the session. Raises RuntimeError outside of one."""
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("An attempt was begun outside a task; run it in one.")
+        self.owner: asyncio.Task[Any] = task
         self._misuse: SessionMisuse | TransactionEnded | None = None
         self._is_watching = False
         self.rolled_back = False
@@ -33,7 +36,7 @@ class Guard:
 
     def refuse_other_tasks(self) -> None:
         """Raises SessionMisuse in any task but the owner."""
-        if asyncio.current_task() is not self._owner:
+        if asyncio.current_task() is not self.owner:
             self.refuse(
                 "A handler used its session from a second task (gather, create_task, wait_for), but one transaction "
                 "runs one statement a time: await them one after another, or enqueue a job each."

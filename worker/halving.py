@@ -7,7 +7,7 @@ from typing import assert_never
 
 from worker.attempt import IMMEDIATE_RETRIES, Crew, Settled
 from worker.batch_transaction import Share
-from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, swallowed_errors_said
+from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, plainly
 from worker.member import Member
 from worker.outcome import BUSY, OFFER_AGAIN, Completed, Outcome, Released
 from worker.run import Ended, NotDue
@@ -56,14 +56,13 @@ class Halving:
         """One transaction, or what it raised, whatever a handler raises."""
         self._extend_leases(1)
         try:
-            with swallowed_errors_said():
-                return await self._crew.many.carry_out([member.work for member in members])
+            return await self._crew.many.carry_out([member.work for member in members])
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
             if self._is_stopping():
                 raise asyncio.CancelledError from error
-            return error
+            return plainly(error)
 
     def _tell(self, members: Sequence[Member], shares: Sequence[Share], *, fate_unknown: bool) -> list[Member]:
         """Tell what came of a transaction that committed. Returns those whose runs weren't to be had."""

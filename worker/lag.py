@@ -68,16 +68,9 @@ class _Watch:
         return f"{'/'.join(Path(code.co_filename).parts[-2:])}:{frame.f_lineno} in {code.co_name}"
 
 
-def name_this_task(job_name: str) -> None:
-    """Let the calling task be known by the job that it carries out."""
-    task = asyncio.current_task()
-    if task is not None:
-        task.set_name(job_name)
-
-
 @contextmanager
 def lag_watched() -> Generator[None]:
-    """Within it, a block of the running loop is logged."""
+    """Within it, a block of the running loop is logged. A job's task has its name, which the executor gives it."""
     watch = _Watch()
     try:
         yield

@@ -38,10 +38,10 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def answer_cancellation() -> None:
-    """What the calling task was cancelled for has been done; it goes on to tell of it."""
-    task = asyncio.current_task()
-    while task is not None and task.uncancel() > 0:
+def answer_cancellation(task: "asyncio.Task[Any] | None" = None) -> None:
+    """What the calling task was cancelled for has been done; it goes on to tell of it. Its caller may know the task."""
+    task = task or asyncio.current_task()
+    while task is not None and task.cancelling() and task.uncancel() > 0:
         pass
 
 
