@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.database import Driver
@@ -25,7 +25,7 @@ async def connected(engine: AsyncEngine, guard: Guard) -> AsyncGenerator[AsyncCo
 
     Where the connection is gone, so is the transaction; that hides nothing of what was raised within.
     """
-    connection = await engine.connect()
+    connection = await _take(engine)
     put_on(connection.sync_connection, guard)  # type: ignore[arg-type]  # it is connected
     try:
         yield connection
@@ -34,7 +34,16 @@ async def connected(engine: AsyncEngine, guard: Guard) -> AsyncGenerator[AsyncCo
             with suppress(DBAPIError):
                 await to_its_end(_give_up(connection))
         else:
-            await connection.close()  # asks nothing of the server, so it can't be interrupted
+            connection.sync_connection.close()  # type: ignore[union-attr]  # it is connected; nothing is asked of the server
+
+
+async def _take(engine: AsyncEngine) -> AsyncConnection:
+    """From the pool. What lies there needs no greenlet, which would cost more than all the rest of it."""
+    pool: Any = engine.pool
+    if pool.checkedin():
+        with suppress(MissingGreenlet):  # what lay there has to be connected anew
+            return AsyncConnection(engine, engine.sync_engine.connect())
+    return await engine.connect()
 
 
 def put_on(connection: Connection, guard: Guard) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Literal
 
 from pydantic import JsonValue
@@ -189,8 +190,9 @@ def limit(connection: Connection, limits: Limits) -> None:
     connection.execute(_LIMIT, milliseconds(limits))
 
 
-def milliseconds(limits: Limits) -> dict[str, str]:
-    """What `set_limits` is given, in its order."""
+@cache
+def milliseconds(limits: Limits) -> Mapping[str, str]:
+    """What `set_limits` is given, in its order. There are as many limits as handlers."""
 
     def ms(limit: timedelta | None) -> str:
         return str(max(1, int(limit.total_seconds() * 1000))) if limit else "0"
