@@ -40,7 +40,6 @@ AGAIN = "o.sent_epoch < :epoch and o.seq <> all(:refused)"
 
 LOOK = text(f"""
 select
-    exists (select from worker.outbox as o where {PLAIN}) as plain,
     exists (select from worker.outbox as o where {COALESCING}) as coalescing,
     exists (select from worker.outbox as o where {AGAIN}) as again,
     array(select o.id from worker.outbox as o where {DUE} order by o.due_at limit {BATCH}) as waiting

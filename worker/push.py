@@ -65,9 +65,8 @@ return sent
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Which lanes have something to send."""
+    """Which of the other lanes have something to send."""
 
-    plain: bool
     coalescing: bool
     again: bool
     waiting: frozenset[str]
@@ -96,7 +95,7 @@ class Pusher:
         """What could be sent now, but for the rows of `refused`."""
         async with brief_transaction(self._engine) as connection:
             seen = (await connection.execute(lanes.LOOK, {"epoch": epoch, "refused": refused})).one()
-        return Backlog(seen.plain, seen.coalescing, seen.again, frozenset(seen.waiting))
+        return Backlog(seen.coalescing, seen.again, frozenset(seen.waiting))
 
     async def send_plain(self, epoch: int, refused: Sequence[int]) -> Batch:
         """Rows whose ids are their own, due or not. Many relays may do so at once."""

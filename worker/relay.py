@@ -117,11 +117,10 @@ class Relay:
         """One batch of each lane that has something, so that none starves another."""
         epoch = await current_epoch(self._engine, self._redis)
         skip = list(refused)
+        # Most that there is to send is plain: it goes at once, and only the others are looked for.
+        batches = [await self._pusher.send_plain(epoch.number, skip)]
         backlog = await self._pusher.look(epoch.number, skip)
         self._waiting = backlog.waiting.union(refused.values())
-        batches: list[Batch] = []
-        if backlog.plain:
-            batches.append(await self._pusher.send_plain(epoch.number, skip))
         if backlog.coalescing:
             batches.append(await self._pusher.send_coalescing(epoch.number, skip))
         if backlog.again and epoch.has_settled(self._pace.settle):

@@ -99,7 +99,7 @@ _LIMIT = text(f"select {set_limits(':statement_ms', ':lock_ms', ':transaction_ms
 # own lock_timeout, the handler's statements have the handler's.
 #
 # A job that has no run yet may be marked done at once ($9), and its outbox row taken: all of that is undone unless the
-# handler's work commits with it, and the mark needs no statement of its own (docs/adr/0015).
+# handler's work commits with it, and the mark needs no statement of its own (docs/adr/0016).
 _BEGIN = f"""
 with admitted as (
     select where not $5::boolean

@@ -1,4 +1,4 @@
-"""What a line a job costs: logs at info, written to a file, against warnings alone."""
+"""What a line a job costs: logs at info, as JSON and written to a file, against warnings alone."""
 
 from bench.case import NOOP_SLOTS, ORDER_SLOTS, Bench
 from bench.contenders import OURS
@@ -6,7 +6,7 @@ from bench.results import CaseResult, Comparison, Target, figures, ratio
 
 MOST_ROUNDS = 2
 
-TALKING = OURS.but(name="ratchet, a line a job", settings={"WORKER_LOG_LEVEL": "info"})
+TALKING = OURS.but(name="ratchet, a line a job", settings={"WORKER_LOG_LEVEL": "info", "WORKER_LOG_FORMAT": "json"})
 
 
 def run(bench: Bench, result: CaseResult) -> None:
