@@ -3,10 +3,13 @@
 import asyncio
 import os
 import socket
+from collections.abc import Coroutine
 from typing import Any, TypeAlias
 
 import asyncpg
+from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.util.concurrency import in_greenlet
 
 from worker.guard import Guard, GuardedSession, watch
 from worker.settings import SettingsError
@@ -117,9 +120,15 @@ def _keep_alive(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
 def create_engine(url: str, *, pool_size: int, application: str = APPLICATION) -> AsyncEngine:
     """The one engine of a process. Its pool never grows: jobs wait in Redis, not for a connection."""
     name = f"{application} {socket.gethostname()}:{os.getpid()}"[:63]
+
+    def create() -> Coroutine[Any, Any, Driver]:
+        if not in_greenlet():
+            raise MissingGreenlet("A connection is made inside a greenlet only; worker.connection then enters one.")
+        return connect(url, name)
+
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda: connect(url, name),
+        async_creator=create,
         pool_size=pool_size,
         max_overflow=0,
         hide_parameters=True,

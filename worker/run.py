@@ -98,8 +98,8 @@ _LIMIT = text(f"select {set_limits(':statement_ms', ':lock_ms', ':transaction_ms
 # or the message is an old snapshot's. The limits are set once the row is locked: the wait for it has the connection's
 # own lock_timeout, the handler's statements have the handler's.
 #
-# A job that has no run yet may be marked done at once ($9), and its outbox row taken: all of that is undone unless the
-# handler's work commits with it, and the mark needs no statement of its own (docs/adr/0016).
+# A direct job that has no run yet may be marked done at once ($9): that is undone unless the handler's work commits
+# with it, and the mark needs no statement of its own (docs/adr/0016).
 _BEGIN = f"""
 with admitted as (
     select where not $5::boolean
@@ -112,9 +112,6 @@ with admitted as (
     from admitted
     on conflict (id, enqueued_ms) do update set name = run.name
     returning status, attempt, cursor, result, error, next_at, created_at, $9 and xmax = 0 as is_marked
-), taken as (
-    delete from worker.outbox where id = $1 and enqueued_ms = $2 and (sent_epoch is not null or not coalesces)
-        and exists (select from locked where is_marked)
 )
 select status, attempt, cursor, result, error, created_at, next_at - clock_timestamp() as wait, is_marked,
     pg_current_xact_id()::text as transaction, {set_limits("$6", "$7", "$8")}

@@ -65,10 +65,9 @@ class Transactor:
     ) -> tuple[Driver, ledger.Begun | ledger.Ended | ledger.NotDue]:
         with in_ledger():
             driver = await begin(connection, work.handler.isolation)
-            # Of a chunked job: a chunk mostly isn't the last.
-            begin_run = partial(
-                ledger.begin, run=work.run, limits=work.limits, marks=not isinstance(work.handler, ChunkedHandler)
-            )
+            # A chunk mostly isn't the last, and a job's outbox row may still be its relay's for a moment.
+            marks = not isinstance(work.handler, ChunkedHandler) and not work.run.from_outbox
+            begin_run = partial(ledger.begin, run=work.run, limits=work.limits, marks=marks)
             try:
                 return driver, await begin_run(driver)
             except asyncpg.PostgresError as error:

@@ -112,7 +112,7 @@ async def _note(session: AsyncSession, noted: str) -> None:
 async def _was_here(session: AsyncSession) -> bool:
     """Whether an attempt of this run has left a trace in the ledger before."""
     run = current_run()
-    traces = text("select status <> 'waiting' from worker.run where id = :id and enqueued_ms = :ms")
+    traces = text("select status not in ('waiting', 'completed') from worker.run where id = :id and enqueued_ms = :ms")
     return bool((await session.execute(traces, {"id": run.job_id, "ms": run.enqueued_ms})).scalar_one())
 
 

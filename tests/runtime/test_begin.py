@@ -289,18 +289,31 @@ async def test_one_statement_begins_and_one_marks_it_done(bench: Bench, sent: li
     assert "update worker.run set status = 'completed'" in complete
 
 
-async def test_a_job_without_a_result_is_marked_done_by_the_statement_that_begins_it(
+async def test_a_direct_job_without_a_result_is_marked_done_by_the_statement_that_begins_it(
     bench: Bench, sent: list[str]
 ) -> None:
     async def silent(job: Note, session: AsyncSession) -> None:
         await effect(session, job.text)
 
-    delivery = await bench.enqueued(Note(text="a"))
+    delivery = bench.direct(Note(text="a"))
     sent.clear()
     assert await bench.run(Handler(Note, silent), delivery) == Completed(None)
     assert len(sent) == 3
     run = await bench.run_of(delivery)
     assert (run.status, run.result, run.finished_at >= run.created_at) == ("completed", None, True)
+
+
+async def test_a_job_from_the_outbox_doesnt_wait_for_its_relay_when_it_begins(bench: Bench, other: Bench) -> None:
+    """The relay has sent it, and commits a moment later; taken for a zombie, it would be ended."""
+    async with other.engine.connect() as relay:
+
+        async def silent(job: Note, session: AsyncSession) -> None:
+            await effect(session, job.text)
+            await relay.commit()
+
+        delivery = await bench.enqueued(Note(text="a"), hold=Grip())
+        await relay.execute(text("select from worker.outbox for update"))
+        assert await bench.run(Handler(Note, silent), delivery) == Completed(None)
     assert await bench.rows() == 0
 
 
