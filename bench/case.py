@@ -11,7 +11,7 @@ from bench.servers import Servers
 
 NOOP_SLOTS = 100
 """Of no-ops, as arq tuned has them."""
-ORDER_SLOTS = 20
+ORDER_SLOTS = 40
 """Of jobs that hold a connection to PostgreSQL."""
 
 

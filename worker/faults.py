@@ -1,7 +1,6 @@
 """What an error says about the servers and the transaction, told by SQLSTATE and by type."""
 
-from collections.abc import Coroutine, Generator
-from contextlib import contextmanager
+from collections.abc import Coroutine
 from typing import Any
 
 import asyncpg
@@ -70,15 +69,16 @@ def is_expected(error: BaseException) -> bool:
     return is_conflict(error) or is_lost_connection(error) or sqlstate(error) == LOCK_NOT_AVAILABLE
 
 
-@contextmanager
-def in_ledger() -> Generator[None]:
+class in_ledger:  # noqa: N801 - it is used as a function, and a generator would cost more than what it does
     """Lock timeouts and conflicts in the ledger's own statements are nobody's failure: LedgerBusy then."""
-    try:
-        yield
-    except (DBAPIError, asyncpg.PostgresError) as error:
-        if is_conflict(error) or sqlstate(error) == LOCK_NOT_AVAILABLE:
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        is_servers = isinstance(error, DBAPIError | asyncpg.PostgresError)
+        if is_servers and (is_conflict(error) or sqlstate(error) == LOCK_NOT_AVAILABLE):
             raise LedgerBusy(is_conflict=is_conflict(error)) from error
-        raise
 
 
 def plainly(error: BaseException) -> BaseException:

@@ -61,7 +61,7 @@ class _Watch:
 
     def _line(self) -> str:
         """Where the loop's thread is: a handler's line or one that it calls."""
-        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - its documented name
+        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # its name
         if frame is None:
             return "unknown"
         code = frame.f_code
