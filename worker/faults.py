@@ -76,8 +76,9 @@ class in_ledger:  # noqa: N801 - it is used as a function, and a generator would
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        is_servers = isinstance(error, DBAPIError | asyncpg.PostgresError)
-        if is_servers and (is_conflict(error) or sqlstate(error) == LOCK_NOT_AVAILABLE):
+        if isinstance(error, DBAPIError | asyncpg.PostgresError) and (
+            is_conflict(error) or sqlstate(error) == LOCK_NOT_AVAILABLE
+        ):
             raise LedgerBusy(is_conflict=is_conflict(error)) from error
 
 
