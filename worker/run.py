@@ -139,7 +139,8 @@ select count(*) from marked
 # What its own transaction has committed, and nobody has touched since.
 _UNMARK = text("""
 update worker.run set status = 'waiting', result = null, finished_at = null
-where id = :id and enqueued_ms = :ms and status = 'completed' and xmin = cast(cast(cast(:transaction as text) as xid8) as xid)
+where id = :id and enqueued_ms = :ms and status = 'completed'
+    and xmin = cast(cast(cast(:transaction as text) as xid8) as xid)
 """)
 
 _ADVANCE = text("""
