@@ -32,8 +32,13 @@ class Acknowledgements:
         *,
         is_busy: Callable[[], bool],
         told: Callable[[Report, Claim], None],
+        fault: Callable[[BaseException], None],
     ) -> None:
-        """`is_busy`: whether it is worth a wait for more. `told` hears of each that reached Redis."""
+        """`is_busy`: whether it is worth a wait for more. `told` hears of each that reached Redis.
+
+        `fault` hears what nobody expected.
+        """
+        self._fault = fault
         self._claims = claims
         self._leases = leases
         self._keep_result = keep_result
@@ -64,7 +69,10 @@ class Acknowledgements:
                 if self._is_busy():
                     await asyncio.sleep(GATHER_S)
                 ended, self._ended = self._ended, []
-                await self._send(ended)
+                try:
+                    await self._send(ended)
+                except Exception as error:  # noqa: BLE001 - one job's fault is no other's
+                    self._fault(error)
         finally:
             self._sending = None
 

@@ -11,7 +11,7 @@ from worker.availability import Availability
 from worker.batch_transaction import BatchTransactor
 from worker.call import Work
 from worker.errors import Cancel, Snooze
-from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, plainly
+from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, is_pool_empty, plainly
 from worker.handler import keeps_run
 from worker.outcome import BUSY, Cancelled, Completed, Outcome, Released, Retrying, Snoozed, Yielded
 from worker.reporting.observer import Observation
@@ -131,6 +131,8 @@ class Attempt:
 
     async def _judge_failure(self, error: BaseException) -> Outcome | None:
         """A failure, unless PostgreSQL is at fault. None: run it again at once."""
+        if self._seen is None and is_pool_empty(error):
+            return Released("no connection is free", BUSY)
         is_lost = is_lost_connection(error)
         if is_lost and not await to_its_end(self._crew.availability.check()):
             # Where a commit was under way, the next begin reads its fate under the run's lock.

@@ -5,6 +5,7 @@ import asyncio
 import structlog
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.database import DatabaseAway
@@ -31,6 +32,8 @@ class Availability:
         """Try now. Starts the search where it fails."""
         try:
             await self._probe()
+        except PoolTimeout:  # nobody gave one back in time, which says nothing about the server
+            return True
         except Exception as error:  # noqa: BLE001 - whatever it is, we have no connection
             self._lost(error)
             return False

@@ -56,9 +56,12 @@ class Batches:
         """Whatever happens, every member is told something."""
         halving = Halving(batch.members, self._crew, lambda: batch.is_stopping)
         try:
-            await batch.gather()
-            if self._gathering.get(batch.handler.job.job_name) is batch:
-                del self._gathering[batch.handler.job.job_name]
+            try:
+                await batch.gather()
+            finally:
+                batch.close()
+                if self._gathering.get(batch.handler.job.job_name) is batch:
+                    del self._gathering[batch.handler.job.job_name]
             await halving.carry_out()
         except asyncio.CancelledError:
             halving.release("the worker stops")

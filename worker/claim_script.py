@@ -12,7 +12,8 @@ STEP = 16
 # and its score never moved. A large message comes alone, so that a batch of them can't fill the memory. A key of the
 # wrong type must not keep other jobs from being claimed: MGET takes it for a missing one, the rest goes through pcall.
 #
-# A message from the outbox never expires; another's expiry is taken away, or it could run out while the job runs.
+# A message from the outbox never expires; another's expiry is taken away, or it could run out while the job runs or
+# is parked.
 #
 # Jobs whose lease ran out come first: in the queue they stand behind everything that was due before the lease's end,
 # and with a long backlog a killed worker's jobs would wait for all of it.
@@ -88,7 +89,9 @@ local function parking(queue, key)
     return 'ratchet:parked:' .. queue .. '/' .. key
 end
 
-local function park(queue, source, gate, id, score, size)
+local function park(queue, source, gate, id, score, message)
+    local size = #message
+    if string.sub(message, -7) ~= ',"o":1}' then redis.call('PERSIST', 'arq:job:' .. id) end
     redis.call('ZREM', source, id)
     redis.call('ZREM', 'ratchet:leases:' .. queue, id)
     redis.call('ZADD', parking(queue, gate.key), 'NX', score, id)
@@ -119,7 +122,7 @@ local function choose(queue, source, free, scored)
             if source ~= queue and not message then
                 redis.call('ZREM', source, part[i])
             elseif gate and room(gate) <= 0 then
-                park(queue, source, gate, part[i], scored[at], size)
+                park(queue, source, gate, part[i], scored[at], message)
             else
                 full = #ids > 0 and bytes + size > limit
                 if full then break end

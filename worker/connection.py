@@ -30,7 +30,7 @@ async def connected(engine: AsyncEngine, guard: Guard) -> AsyncGenerator[AsyncCo
     try:
         yield connection
     finally:
-        if connection.invalidated or driver_of(connection).is_in_transaction():
+        if connection.invalidated or connection.in_transaction() or driver_of(connection).is_in_transaction():
             with suppress(DBAPIError):
                 await to_its_end(_give_up(connection))
         else:

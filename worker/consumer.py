@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property, partial
 from signal import Signals
@@ -85,6 +86,7 @@ class Worker(arq.worker.Worker):
             timedelta(seconds=self.keep_result_s or 0),
             is_busy=lambda: bool(self.tasks),
             told=self._told,
+            fault=self._engine.fault,
         )
 
     def wake(self) -> None:
@@ -161,6 +163,7 @@ class Worker(arq.worker.Worker):
         if self.burst and self.max_burst_jobs >= 0:
             want = min(want, self.max_burst_jobs - self._jobs_started())
         if want <= 0 or not self._may_claim():
+            self._has_more |= in_earnest  # the word that woke us is used up, and still holds
             return 0
         self._due_in_s = None
         if not in_earnest:
@@ -174,10 +177,11 @@ class Worker(arq.worker.Worker):
         self._claims_made += 1
         claims = await self._engine.claims.take(self._engine.draw(), want, f"{self._name}.{self._claims_made}")
         self._has_more = self._engine.claims.has_more
+        # A stranger has no permit of its own: that of its id is the running job's.
         strangers = [claim for claim in claims if not self._start(claim)]
         if self._has_more and claims and self._free() > 0:
             self.wake()
-        await self._engine.claims.settle([PutBack(claim, BUSY) for claim in strangers])
+        await self._engine.claims.settle([PutBack(replace(claim, limited=""), BUSY) for claim in strangers])
         return len(claims)
 
     def _may_claim(self) -> bool:

@@ -67,7 +67,8 @@ class ReadingConnection(asyncpg.Connection):
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """Raises CommitRefused where a commit rolled back, and TransactionEnded where a handler asks for one."""
         if self.guard is not None:
-            self.guard.sees(query)
+            for statement in query.split(";") if query.count(";") > 1 else (query,):
+                self.guard.sees(statement)
         tag: str = await super().execute(query, *args, timeout=timeout)
         if query == "COMMIT;" and tag == "ROLLBACK":
             raise CommitRefused("the transaction had failed before its commit, and PostgreSQL rolled it back")

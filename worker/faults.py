@@ -5,6 +5,7 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from worker.database import DatabaseAway
 from worker.errors import SwallowedError
@@ -66,7 +67,14 @@ def is_lost_connection(error: BaseException) -> bool:
 
 def is_expected(error: BaseException) -> bool:
     """An operational error that happens to everybody; counted and waited out, not paged."""
-    return is_conflict(error) or is_lost_connection(error) or sqlstate(error) == LOCK_NOT_AVAILABLE
+    return (
+        is_conflict(error) or is_lost_connection(error) or is_pool_empty(error) or sqlstate(error) == LOCK_NOT_AVAILABLE
+    )
+
+
+def is_pool_empty(error: BaseException) -> bool:
+    """All connections of the pool were taken for as long as one waits for them (30 s)."""
+    return isinstance(error, PoolTimeout)
 
 
 class in_ledger:  # noqa: N801 - it is used as a function, and a generator would cost more than what it does
@@ -95,7 +103,7 @@ async def commit(committing: Coroutine[Any, Any, None]) -> None:
     """Commit, whatever is cancelled meanwhile. Raises FateUnknown where the connection breaks under it."""
     try:
         await to_its_end(committing)
-    except DBAPIError as error:
+    except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         if is_lost_connection(error):
             raise FateUnknown("the connection was lost while the commit was under way") from error
         raise

@@ -11,9 +11,11 @@ from sqlalchemy.orm import Session, SessionTransaction
 from worker.errors import SessionMisuse, TransactionEnded
 
 ENDS = re.compile(
-    r"\s*(commit|end|abort|rollback(?!\s+(work\s+|transaction\s+)?to\b)|prepare\s+transaction)\b", re.IGNORECASE
+    r"(\s|;|--[^\n]*(\n|\Z)|/\*.*?\*/)*"
+    r"(commit|end|abort|prepare\s+transaction|rollback(?!\s+(work\s+|transaction\s+)?to\b))\b",
+    re.IGNORECASE | re.DOTALL,
 )
-"""Statements that end a transaction. A rollback to a savepoint doesn't."""
+"""Statements that end a transaction, behind comments too. A rollback to a savepoint doesn't."""
 ROLLBACK = "ROLLBACK;"
 """As asyncpg writes it."""
 GUARD = "ratchet_guard"
@@ -116,6 +118,11 @@ def watch(engine: Engine) -> None:
     """
     for name in ("do_execute", "do_executemany"):
         event.listen(engine, name, _before_execute)
+    event.listen(engine, "do_execute_no_params", _before_execute_without)
+
+
+def _before_execute_without(cursor: DBAPICursor, statement: str, context: ExecutionContext) -> None:
+    _before_execute(cursor, statement, None, context)
 
 
 def _before_execute(_cursor: DBAPICursor, statement: str, _parameters: Any, context: ExecutionContext) -> None:

@@ -68,7 +68,6 @@ class Pauses:
             try:
                 self._known = await paused(self._engine)
             except Exception as error:  # noqa: BLE001 - it must go on; what is unexpected is reported
-                self._known = None
                 await self._say(error)
             if self._known is not None and (self._known != self._told or not was_known):
                 self._tell(self._known, changed)
@@ -85,8 +84,9 @@ class Pauses:
     async def _say(self, error: Exception) -> None:
         if is_lost_connection(error):
             if not await self._availability.check():
+                self._known = None
                 await self._availability.wait()
-            self.wake()
+                self.wake()
         elif not is_expected(error):
             self._observer.fault("pauses", error)
 

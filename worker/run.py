@@ -136,6 +136,13 @@ with marked as (
 select count(*) from marked
 """
 
+# What its own transaction has committed, and nobody has touched since.
+_UNMARK = text("""
+update worker.run set status = 'waiting', result = null, finished_at = null
+where id = :id and enqueued_ms = :ms and status = 'completed'
+    and xmin = cast(cast(cast(:transaction as text) as xid8) as xid)
+""")
+
 _ADVANCE = text("""
 update worker.run set status = 'yielded', cursor = cast(:cursor as jsonb), result = cast(:result as jsonb), attempt = 0,
     done = done + :done, total = coalesce(:total, total), next_at = null, error = null
@@ -206,6 +213,11 @@ async def complete(driver: Driver, run: Identity, begun: Begun, result: str) -> 
     """Mark the run done, with its result as JSON, and take its outbox row away. Raises TransactionEnded."""
     if not await driver.fetchval(_COMPLETE, run.job_id, run.enqueued_ms, begun.transaction, result):
         raise TransactionEnded
+
+
+async def unmark(connection: AsyncConnection, run: Identity, begun: Begun) -> None:
+    """Take the mark back that `begin` made, where a handler has committed it by itself, with half of its work."""
+    await connection.execute(_UNMARK, {**run.key, "transaction": begun.transaction})
 
 
 async def advance(

@@ -19,16 +19,14 @@ with asked as (
         as given (id, enqueued_ms, name, queue, from_outbox)
 ), inserted as (
     insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox, result, finished_at)
-    select id, enqueued_ms, name, queue, 'completed', from_outbox, 'null', clock_timestamp() from asked
+    select id, enqueued_ms, name, queue, case when from_outbox then 'waiting' else 'completed' end, from_outbox,
+        case when not from_outbox then 'null'::jsonb end, case when not from_outbox then clock_timestamp() end
+    from asked
     where not from_outbox
         or (select count(*) from worker.outbox where id = asked.id and enqueued_ms = asked.enqueued_ms) > 0
     order by id, enqueued_ms
     on conflict do nothing
-    returning id, enqueued_ms, status, attempt, result, error, next_at, created_at, true as is_marked
-), taken as (
-    delete from worker.outbox using inserted
-    where outbox.id = inserted.id and outbox.enqueued_ms = inserted.enqueued_ms
-        and (sent_epoch is not null or not coalesces)
+    returning id, enqueued_ms, status, attempt, result, error, next_at, created_at, not from_outbox as is_marked
 ), known as (
     select run.id, run.enqueued_ms, status, attempt, result, error, next_at, created_at, false
     from asked join worker.run on run.id = asked.id and run.enqueued_ms = asked.enqueued_ms

@@ -22,6 +22,8 @@ from worker.reporting.logs import configure
 from worker.retry import RetryPolicy
 
 BACKOFF = RetryPolicy(base=timedelta(milliseconds=100), factor=2, cap=timedelta(seconds=30))
+BRIEF_S = 1.0
+"""A process that ends sooner has done nothing, with whichever code, and is started again after a while."""
 STEADY_S = 60.0
 """A process that lived so long had nothing wrong at its start: its backoff is forgotten."""
 LAST_WORDS_S = 15.0
@@ -92,7 +94,9 @@ class Supervisor:
             if self._stopping.is_set() or self._plan.burst:
                 return _exit_code(code)
             is_steady = time.monotonic() - started >= STEADY_S
-            if code == 0:  # nobody here asked it to end: it recycles itself (worker/recycling.py)
+            if (
+                code == 0 and time.monotonic() - started >= BRIEF_S
+            ):  # nobody here asked it to end: it recycles itself (worker/recycling.py)
                 self._log.info("process_recycled", pid=pid)
                 continue
             if code in REFUSALS and not is_steady:

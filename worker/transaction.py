@@ -19,6 +19,7 @@ from worker.faults import LOCK_NOT_AVAILABLE, commit, in_ledger, sqlstate
 from worker.guard import GUARD, Guard
 from worker.handler import ChunkedHandler
 from worker.outcome import Completed, Yielded
+from worker.shield import to_its_end
 from worker.stored import as_jsonb
 from worker.zombies import Zombies
 
@@ -49,16 +50,32 @@ class Transactor:
                 await commit(connection.commit())
                 return begun
             on_begun(begun.failures)
-            session = self._sessions(bind=connection, info={GUARD: guard})
-            returned = await call(work, begun, session, guard)
-            if connection.invalidated or not connection.in_transaction():
-                raise SwallowedError
-            if guard.rolled_back or not driver.is_in_transaction():
-                begun = replace(begun, marked_at=None)
-            with in_ledger():
-                outcome = await _mark(connection, driver, work, begun, returned)
+            try:
+                outcome = await self._work(connection, driver, work, begun, guard)
+            except BaseException:
+                if begun.marked_at is not None and not (connection.invalidated or driver.is_in_transaction()):
+                    await to_its_end(self._unmark(work, begun))
+                raise
             await commit(connection.commit())
             return outcome
+
+    async def _work(
+        self, connection: AsyncConnection, driver: Driver, work: Work, begun: ledger.Begun, guard: Guard
+    ) -> Completed | Yielded:
+        """What comes between begin and commit."""
+        session = self._sessions(bind=connection, info={GUARD: guard})
+        returned = await call(work, begun, session, guard)
+        if connection.invalidated or not connection.in_transaction():
+            raise SwallowedError
+        if guard.rolled_back or not driver.is_in_transaction():
+            begun = replace(begun, marked_at=None)
+        with in_ledger():
+            return await _mark(connection, driver, work, begun, returned)
+
+    async def _unmark(self, work: Work, begun: ledger.Begun) -> None:
+        """The transaction is over before its commit. If a handler has committed it, the job isn't done all the same."""
+        async with self._engine.begin() as connection:
+            await ledger.unmark(connection, work.run, begun)
 
     async def _begin(
         self, connection: AsyncConnection, work: Work

@@ -86,6 +86,20 @@ async def test_a_parked_job_keeps_its_place_and_its_due_time(redis: Redis, worke
     assert await redis.keys("ratchet:parked:*") + await redis.keys("arq:*") == []
 
 
+async def test_the_message_of_a_parked_job_doesnt_expire_however_long_it_waits(redis: Redis, worker: Made) -> None:
+    """A stock client's has a lifetime of a day, and a pause may last longer."""
+    await put(redis, ("long", Ping()))
+    await redis.pexpire("arq:job:long", 60_000)
+    limits = Limits({})
+    limits.pause(Paused(names=frozenset({"ping"})))
+    claims = worker(limits)
+    assert await claims.take([QUEUE], 9, "one") == []
+    assert await redis.pttl("arq:job:long") == -1
+    limits.pause(Paused())
+    assert ids(await claims.take([QUEUE], 9, "one")) == ["long"]
+    await empty(redis)
+
+
 async def test_a_backlog_of_limited_jobs_is_met_once_and_costs_later_claims_nothing(redis: Redis, worker: Made) -> None:
     claims = worker(max_concurrent=1)
     await pings(redis, 2500)

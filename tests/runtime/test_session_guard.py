@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -108,14 +109,68 @@ async def by_connection_rollback(session: AsyncSession) -> None:
     await (await session.connection()).rollback()
 
 
-@pytest.mark.parametrize("misuse", [by_sql, by_sql_rollback, by_connection, by_connection_rollback])
+async def by_sql_with_a_comment(session: AsyncSession) -> None:
+    await session.execute(text("/* route */ -- done\n commit"))
+
+
+async def by_sql_without_parameters(session: AsyncSession) -> None:
+    connection = await session.connection()
+    await connection.exec_driver_sql("commit", execution_options={"no_parameters": True})
+
+
+async def by_driver_among_others(session: AsyncSession) -> None:
+    raw: Any = await (await session.connection()).get_raw_connection()
+    await raw.driver_connection.execute("select 1; commit; begin")
+
+
+MISUSES = [
+    by_sql,
+    by_sql_rollback,
+    by_sql_with_a_comment,
+    by_sql_without_parameters,
+    by_connection,
+    by_connection_rollback,
+    by_driver_among_others,
+]
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("misuse", MISUSES)
 async def test_a_handler_that_ends_the_transaction_behind_the_sessions_back_is_dead_with_a_sentence(
-    bench: Bench, misuse: Misuse
+    bench: Bench, misuse: Misuse, *, direct: bool
 ) -> None:
     """Another attempt would do it again, so there is none."""
-    assert (await failure(bench, misuse)).startswith("TransactionEnded: The handler ended its transaction by itself")
+
+    async def misusing(job: Note, session: AsyncSession) -> None:
+        await effect(session, "before")
+        await misuse(session)
+        await effect(session, "after")
+
+    delivery = bench.direct(Note()) if direct else await bench.enqueued(Note())
+    outcome = await bench.run(Handler(Note, misusing), delivery)
+    assert isinstance(outcome, Dead)
+    assert outcome.error.startswith("TransactionEnded: The handler ended its transaction by itself")
     assert await bench.runs() == [("dead", 1)]
     assert await bench.rows() == 0
+
+
+async def test_a_commit_by_the_driver_that_nobody_saw_leaves_no_run_that_is_done(bench: Bench) -> None:
+    async def committing(job: Note, session: AsyncSession) -> None:
+        raw: Any = await (await session.connection()).get_raw_connection()
+        await raw.driver_connection.fetch("commit")
+        raise ValueError("half of the work is missing")
+
+    outcome = await bench.run(Handler(Note, committing), bench.direct(Note()))
+    assert isinstance(outcome, Retrying)
+    assert await bench.runs() == [("retrying", 1)]
+
+
+async def test_a_handlers_own_text_may_speak_of_a_commit(bench: Bench) -> None:
+    async def telling(job: Note, session: AsyncSession) -> None:
+        await effect(session, "commit; rollback")
+        await session.execute(text("-- commit\nselect 1"))
+
+    assert await bench.run(Handler(Note, telling), bench.direct(Note())) == Completed(None)
 
 
 async def test_begin_nested_is_fine_however_it_ends(bench: Bench) -> None:
