@@ -195,15 +195,18 @@ async def test_a_batch_handler_is_told_its_runs(bench: Bench) -> None:
         current_runs()
 
 
-@pytest.mark.parametrize(("precision", "is_marked_again"), [(3600.0, False), (0.0, True)])
-async def test_new_runs_without_a_result_are_marked_done_by_the_statement_that_begins_them(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, precision: float, *, is_marked_again: bool
+@pytest.mark.parametrize(
+    ("direct", "precision", "is_marked_again"), [(True, 3600.0, False), (True, 0.0, True), (False, 3600.0, True)]
+)
+async def test_new_direct_runs_without_a_result_are_marked_done_by_the_statement_that_begins_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, precision: float, *, direct: bool, is_marked_again: bool
 ) -> None:
     async def silent(jobs: Sequence[Note], session: AsyncSession) -> None:
         await noting(jobs, session)
 
     monkeypatch.setattr(run, "PRECISION_S", precision)
-    assert await bench.run_all(batches_of(3, silent), await enqueued(bench, 3)) == [Completed()] * 3
+    deliveries = [bench.direct(Note()) for _ in range(3)] if direct else await enqueued(bench, 3)
+    assert await bench.run_all(batches_of(3, silent), deliveries) == [Completed()] * 3
     runs = await bench.all("select distinct status, result, cmin::text <> '0', finished_at is not null from worker.run")
     assert runs == [("completed", None, is_marked_again, True)]
     assert await bench.rows() == 0
