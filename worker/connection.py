@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker.database import Driver
+from worker.database import Driver, RuntimePool
 from worker.guard import GUARD, Guard
 from worker.handler import Isolation
 from worker.shield import to_its_end
@@ -26,31 +26,35 @@ async def connected(engine: AsyncEngine, guard: Guard) -> AsyncGenerator[AsyncCo
     Where the connection is gone, so is the transaction; that hides nothing of what was raised within.
     """
     connection = await _take(engine)
-    put_on(connection.sync_connection, guard)  # type: ignore[arg-type]  # it is connected
     try:
+        put_on(connection.sync_connection, guard)  # type: ignore[arg-type]  # it is connected
         yield connection
     finally:
         if connection.invalidated or connection.in_transaction() or driver_of(connection).is_in_transaction():
             with suppress(DBAPIError):
                 await to_its_end(_give_up(connection))
+        elif isinstance(engine.pool, RuntimePool):
+            connection.sync_connection.close()  # type: ignore[union-attr]  # it is connected
         else:
-            connection.sync_connection.close()  # type: ignore[union-attr]  # it is connected; nothing is asked of the server
+            await connection.close()
 
 
 async def _take(engine: AsyncEngine) -> AsyncConnection:
-    """From the pool. What lies there needs no greenlet, which would cost more than all the rest of it."""
-    pool: Any = engine.pool
-    if pool.checkedin():
+    """From the pool. What lies in the runtime's own needs no greenlet: with two of them it takes almost three times as
+    long to take a connection and to give it back (36 against 14 us, measured in one run).
+    """
+    if isinstance(engine.pool, RuntimePool) and engine.pool.checkedin():
         with suppress(MissingGreenlet):  # what lay there has to be connected anew
             return AsyncConnection(engine, engine.sync_engine.connect())
     return await engine.connect()
 
 
 def put_on(connection: Connection, guard: Guard) -> None:
-    """Let `guard` see what is asked on a connection, by SQLAlchemy or by the driver."""
+    """Let `guard` see what is asked on a connection, by SQLAlchemy or by the driver, until it goes back to the pool."""
     connection.execution_options(**{GUARD: guard})
-    driver: Any = connection.connection.driver_connection
-    driver.guard = guard
+    if isinstance(connection.engine.pool, RuntimePool):  # an engine of somebody else's, in tests, has another driver
+        driver: Any = connection.connection.driver_connection
+        driver.guard = guard
 
 
 async def _give_up(connection: AsyncConnection) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import asyncpg
 from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util.concurrency import in_greenlet
 
 from worker.guard import Guard, GuardedSession, watch
@@ -62,7 +63,7 @@ class ReadingConnection(asyncpg.Connection):
     """
 
     guard: Guard | None = None
-    """Of the attempt that has it, or had it last."""
+    """Of the attempt that has it."""
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """Raises CommitRefused where a commit rolled back, and TransactionEnded where a handler asks for one."""
@@ -73,6 +74,10 @@ class ReadingConnection(asyncpg.Connection):
         if query == "COMMIT;" and tag == "ROLLBACK":
             raise CommitRefused("the transaction had failed before its commit, and PostgreSQL rolled it back")
         return tag
+
+
+class RuntimePool(AsyncAdaptedQueuePool):
+    """A pool that never grows, so what lies in it is taken and given back without asking the server anything."""
 
 
 def plain_url(url: str) -> str:
@@ -130,6 +135,7 @@ def create_engine(url: str, *, pool_size: int, application: str = APPLICATION) -
     engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=create,
+        poolclass=RuntimePool,
         pool_size=pool_size,
         max_overflow=0,
         hide_parameters=True,

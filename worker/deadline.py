@@ -1,4 +1,4 @@
-"""asyncio.timeout's idea for a task that is known, at a third of its cost: it is paid for each job."""
+"""asyncio.timeout's idea for a task that is known, at less than half of its cost (1.5 against 4 us, in one run)."""
 
 import asyncio
 from typing import Any, Self

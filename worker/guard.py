@@ -112,17 +112,24 @@ class GuardedSession(Session):
 
 
 def watch(engine: Engine) -> None:
-    """Have `engine` ask the guards of its connections before each statement.
+    """Have `engine` ask the guards of its connections before each statement, until they go back to the pool.
 
     By the dialect's events: one listener of the connection's own would make each statement dispatch all of them.
     """
     for name in ("do_execute", "do_executemany"):
         event.listen(engine, name, _before_execute)
     event.listen(engine, "do_execute_no_params", _before_execute_without)
+    event.listen(engine, "checkin", _given_back)
 
 
 def _before_execute_without(cursor: DBAPICursor, statement: str, context: ExecutionContext) -> None:
     _before_execute(cursor, statement, None, context)
+
+
+def _given_back(dbapi_connection: Any, _record: object) -> None:
+    """Whoever has the connection next is no handler's concern, though the one that gave it away may still run."""
+    if dbapi_connection is not None:
+        dbapi_connection.driver_connection.guard = None
 
 
 def _before_execute(_cursor: DBAPICursor, statement: str, _parameters: Any, context: ExecutionContext) -> None:

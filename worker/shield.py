@@ -14,7 +14,7 @@ async def to_its_end(coroutine: Coroutine[Any, Any, T]) -> T:
     loop = asyncio.get_running_loop()
     task = loop.create_task(coroutine)
     while not task.done():
-        # asyncio.wait would do, at three times the cost; every commit pays for it.
+        # asyncio.wait would do, and take 9 us where this takes 5 (in one run); every commit pays for it.
         ended = loop.create_future()
         task.add_done_callback(partial(_wake, ended))
         with suppress(asyncio.CancelledError):

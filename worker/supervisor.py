@@ -94,9 +94,8 @@ class Supervisor:
             if self._stopping.is_set() or self._plan.burst:
                 return _exit_code(code)
             is_steady = time.monotonic() - started >= STEADY_S
-            if (
-                code == 0 and time.monotonic() - started >= BRIEF_S
-            ):  # nobody here asked it to end: it recycles itself (worker/recycling.py)
+            # Nobody here asked it to end: it recycles itself (worker/recycling.py).
+            if code == 0 and time.monotonic() - started >= BRIEF_S:
                 self._log.info("process_recycled", pid=pid)
                 continue
             if code in REFUSALS and not is_steady:

@@ -3,14 +3,15 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from jobs.app import ROWS_A_CHUNK
@@ -21,6 +22,7 @@ from tests.conftest import StartWorker
 from tests.consumer.app import Deaf, Stubborn, Stuck, Wait
 from tests.consumer.conftest import Effects
 from tests.consumer.redis_proxy import RedisProxy, sha_of
+from tests.support.locks import locked as holding
 from tests.support.processes import WorkerProcess
 from tests.support.waiting import wait_until
 from worker.models import Outbox, Run
@@ -44,14 +46,7 @@ Locked = Callable[[], AbstractAsyncContextManager[None]]
 @pytest.fixture
 def locked(engine: AsyncEngine) -> Locked:
     """Hold the lock for which handlers wait, until the block ends."""
-
-    @asynccontextmanager
-    async def hold() -> AsyncGenerator[None]:
-        async with engine.begin() as connection:
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-            yield
-
-    return hold
+    return partial(holding, engine, LOCK)
 
 
 async def enqueued(session: AsyncSession, job: Any) -> str:

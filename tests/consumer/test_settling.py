@@ -16,7 +16,7 @@ from tests.consumer.conftest import Burst, Effects, Work
 from tests.consumer.jobs import PING, Gate, Ping, calling, leave_effect
 from tests.support.waiting import wait_until
 from worker.chunk import Chunk, Step
-from worker.claim import Claim, Claims
+from worker.claim import Claim, Claims, Finish, PutBack
 from worker.delivery import Delivery, Kept, Report
 from worker.errors import Cancel, Permanent, Snooze
 from worker.executor import Executor
@@ -294,6 +294,29 @@ async def test_a_fault_of_the_runtime_puts_the_job_back_and_the_worker_goes_on(
         await arq.delete("arq:job:bad")
         await arq.zrem("arq:queue", "bad")
     assert await effects() == ["good"]
+
+
+async def test_a_fault_of_an_acknowledgement_is_told_and_keeps_no_other_from_redis(
+    arq: ArqRedis, work: Work, effects: Effects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, failures = Claims.settle, iter([ValueError("a bug")])
+
+    async def broken(self: Claims, endings: Sequence[Finish | PutBack]) -> list[bool]:
+        if endings and (failure := next(failures, None)):
+            raise failure
+        return await settle(self, endings)
+
+    monkeypatch.setattr(Claims, "settle", broken)
+    async with work(PING, concurrency=1) as worker:
+        first = await Queue(arq).enqueue(Ping()) or ""
+        assert isinstance(await worker.outcome(first), Completed)
+        second = await Queue(arq).enqueue(Ping()) or ""
+        assert isinstance(await worker.outcome(second), Completed)
+        # Its lease runs out, and it comes again.
+        assert isinstance(await worker.outcome(first, count=2), Duplicate)
+        assert [(part, repr(error)) for part, error in worker.faults] == [("consumer", "ValueError('a bug')")]
+    assert await effects() == [first, second]
+    assert await arq.zcard("arq:queue") == 0
 
 
 async def test_a_fault_of_the_look_itself_does_not_end_the_worker(

@@ -1,8 +1,9 @@
 """`worker run` with several processes, on real servers, and what its jobs left behind."""
 
 import subprocess
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Protocol
 
 import pytest
@@ -10,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.conftest import StartWorker
+from tests.support.locks import locked as holding
 from tests.support.processes import WorkerProcess
 from tests.support.waiting import wait_until
 from worker.database import create_engine
@@ -80,14 +82,7 @@ def effects(engine: AsyncEngine) -> Effects:
 @pytest.fixture
 def locked(engine: AsyncEngine) -> Locked:
     """Hold the lock for which `Wait` waits, until the block ends."""
-
-    @asynccontextmanager
-    async def hold() -> AsyncGenerator[None]:
-        async with engine.begin() as connection:
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-            yield
-
-    return hold
+    return partial(holding, engine, LOCK)
 
 
 async def children(worker: WorkerProcess, count: int = 2) -> list[int]:

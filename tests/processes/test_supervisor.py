@@ -40,6 +40,12 @@ async def test_who_dies_is_started_again_later_and_later(tmp_path: Path) -> None
         assert 0 <= line["restart_in_s"] <= 0.1 * 2**n
 
 
+async def test_one_that_ends_at_once_is_no_recycled_one_whatever_its_code(tmp_path: Path) -> None:
+    with capture_logs() as logged:
+        assert await supervise(Plan(counting(tmp_path, "sys.exit(0 if n < 4 else 2)"), processes=1, grace_s=1)) == 2
+    assert [line["code"] for line in logged if line["event"] == "process_died"] == [0] * 3
+
+
 async def test_backoff_is_forgotten_by_one_that_lived_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even a refusal is no reason to end all then: it may have passed."""
     command = counting(tmp_path, "sys.exit(3) if n < 12 else os.kill(os.getppid(), signal.SIGTERM) or time.sleep(60)")

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import Bench, Count, Grip, Note, effect
 from tests.support.waiting import wait_until
+from worker import run as ledger
 from worker.chunk import Chunk, Step
 from worker.delivery import Delivery
 from worker.errors import Cancel, Permanent
@@ -290,8 +291,10 @@ async def test_one_statement_begins_and_one_marks_it_done(bench: Bench, sent: li
 
 
 async def test_a_direct_job_without_a_result_is_marked_done_by_the_statement_that_begins_it(
-    bench: Bench, sent: list[str]
+    bench: Bench, sent: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ledger, "PRECISION_S", 3600.0)
+
     async def silent(job: Note, session: AsyncSession) -> None:
         await effect(session, job.text)
 
@@ -317,9 +320,11 @@ async def test_a_job_from_the_outbox_doesnt_wait_for_its_relay_when_it_begins(be
     assert await bench.rows() == 0
 
 
-async def test_one_that_takes_its_time_is_marked_again_at_its_end(bench: Bench, sent: list[str]) -> None:
+async def test_one_that_takes_its_time_is_marked_again_at_its_end(
+    bench: Bench, sent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def slow(job: Note, session: AsyncSession) -> None:
-        await session.execute(text("select pg_sleep(0.1)"))
+        monkeypatch.setattr(ledger, "PRECISION_S", 0.0)
 
     await bench.run(Handler(Note, slow), bench.direct(Note()))
     assert "update worker.run set status = 'completed'" in sent[2]

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
 import asyncpg
@@ -11,6 +11,7 @@ import pytest
 import structlog
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import Bench, Note, backend, effect
@@ -50,6 +51,21 @@ async def test_a_lost_connection_is_tried_again_at_once_and_burns_no_attempt(ben
     assert await bench.effects() == ["work", "more"]
     assert await bench.runs() == [("completed", 0)]
     assert bench.availability.is_up()
+
+
+async def test_a_pool_that_is_all_taken_burns_no_attempt_and_isnt_taken_for_a_server_that_is_away(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery = bench.direct(Note())
+    monkeypatch.setattr(bench.engine.pool, "_timeout", 0.01)
+    async with AsyncExitStack() as taken:
+        with suppress(PoolTimeout):
+            while not (await taken.enter_async_context(bench.engine.connect())).closed:
+                pass
+        outcome = await bench.run(losing(bench, 0, []), delivery)
+        assert isinstance(outcome, Released)
+        assert await bench.availability.check()
+    assert await bench.run(losing(bench, 0, []), delivery) == Completed("done")
 
 
 async def test_then_it_counts_as_a_failure_where_a_probe_connects(bench: Bench) -> None:

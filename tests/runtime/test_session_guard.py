@@ -165,6 +165,21 @@ async def test_a_commit_by_the_driver_that_nobody_saw_leaves_no_run_that_is_done
     assert await bench.runs() == [("retrying", 1)]
 
 
+async def test_a_connection_that_goes_back_to_the_pool_is_watched_no_more(bench: Bench) -> None:
+    """Whoever has it next may commit, though the handler that gave it away still runs."""
+    drivers: list[Any] = []
+
+    async def giving_away(job: Note, session: AsyncSession) -> None:
+        connection = await session.connection()
+        drivers.append((await connection.get_raw_connection()).driver_connection)
+        assert drivers[0].guard is not None
+        await connection.close()
+        assert drivers[0].guard is None
+
+    assert not isinstance(await bench.run(Handler(Note, giving_away), bench.direct(Note())), Completed)
+    assert drivers[0].guard is None
+
+
 async def test_a_handlers_own_text_may_speak_of_a_commit(bench: Bench) -> None:
     async def telling(job: Note, session: AsyncSession) -> None:
         await effect(session, "commit; rollback")
