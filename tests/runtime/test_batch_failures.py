@@ -341,6 +341,18 @@ async def test_a_worker_that_stops_while_a_batch_gathers_puts_all_back(bench: Be
     assert [(await task).outcome for task in tasks] == [Released("the worker stops")] * 2
 
 
+async def test_nobody_joins_a_batch_that_was_cancelled_while_it_gathered(bench: Bench) -> None:
+    executor = bench.executor(batches_of(2, noting))
+    first, *others = await enqueued(bench, 3)
+    left = asyncio.create_task(executor.execute(first))
+    await asyncio.sleep(0)  # it gathers
+    left.cancel()
+    assert (await left).outcome == Released("the worker stops")
+    async with asyncio.timeout(LONG.total_seconds()):
+        reports = await asyncio.gather(*(executor.execute(each) for each in others))
+    assert [report.outcome for report in reports] == [Completed("1"), Completed("2")]
+
+
 async def test_a_commit_under_way_is_not_cancelled(bench: Bench) -> None:
     async def slow(jobs: Sequence[Note], session: AsyncSession) -> list[str]:
         await slow_commit(session, 1)
