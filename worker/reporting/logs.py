@@ -17,7 +17,13 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from worker.reporting.bound import add_bound
 from worker.reporting.tracebacks import without_texts
 
-QUIET = {"arq": logging.WARNING, "asyncio": logging.WARNING, "sqlalchemy": logging.WARNING, "urllib3": logging.ERROR}
+QUIET = {
+    "arq": logging.WARNING,
+    "asyncio": logging.WARNING,
+    "sqlalchemy": logging.WARNING,
+    "worker.database.RuntimePool": logging.WARNING,  # SQLAlchemy names a pool's logger by its class
+    "urllib3": logging.ERROR,
+}
 """From which level on these are heard. Below it they chatter, and some of them quote payloads and rows.
 
 urllib3 warns of each try of each envelope while Sentry is away.
