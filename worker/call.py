@@ -82,12 +82,19 @@ async def _within_timeout(work: Work, calling: Awaitable[T], session: AsyncSessi
 async def _run(work: Work, begun: Begun, session: AsyncSession) -> object:
     handler = work.handler
     if isinstance(handler, ChunkedHandler):
-        cursor = None if begun.cursor is None else handler.codec.validate_json(json.dumps(begun.cursor))
-        return await handler.run(work.job, session, Chunk(cursor, handler.size))
+        return await handler.run(work.job, session, _chunk(handler, begun))
     if isinstance(handler, BatchHandler):
         (result,) = await run_batch(handler, [work.job], session)
         return result
     return await handler.run(work.job, session)
+
+
+def _chunk(handler: ChunkedHandler[Any, Any], begun: Begun) -> Chunk[Any]:
+    """Where the next chunk begins, as the run says."""
+    progress = begun.progress
+    assert progress is not None, "a chunked job's progress is read when it begins"  # noqa: S101 - a fault of the runtime
+    cursor = None if progress.cursor is None else handler.codec.validate_json(json.dumps(progress.cursor))
+    return Chunk(cursor, progress.size)
 
 
 async def run_batch(handler: BatchHandler[Any], jobs: Sequence[Job], session: AsyncSession) -> list[object]:

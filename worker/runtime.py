@@ -70,7 +70,7 @@ async def services(app: App, settings: Settings, observer: Observer, *, pushed: 
         settle=timedelta(seconds=settings.lease / 3 + 1),
     )
     relay = Relay(engine, redis, availability, observer, pushed=pushed, pace=pace)
-    executor = Executor(app.handlers, engine, observer, availability, worker_name())
+    executor = Executor(app.handlers, engine, observer, availability, worker_name(), ceiling=settings.ceiling)
     pauses = Pauses(engine, availability, observer)
     listen_url = settings.listen_url.get_secret_value() if settings.listen_url else database_url
     parts = (

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -10,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.broker import check_url
 from worker.job import DEFAULT_QUEUE
+from worker.pressure import Ceiling
 from worker.queue_order import QueueOrder, parse_order
 
 DEFAULT_REDIS_URL = "redis://localhost:6379"
@@ -58,6 +60,10 @@ class Settings(BaseSettings):
     keep_result: float = Field(3600, ge=0, le=30 * 86400)
     relay_poll: float = Field(1, gt=0, le=60)
     sweep_interval: float = Field(30, gt=0, le=3600)
+    max_replication_lag: float = Field(10, ge=0, le=86_400)
+    max_transaction_age: float = Field(3600, ge=0, le=30 * 86_400)
+    max_waiting_locks: int = Field(50, ge=0, le=100_000)
+    """Above any of these chunked jobs wait between their chunks. 0: that isn't looked at."""
     listen_url: SecretStr | None = None
     """Where LISTEN goes, if not to DATABASE_URL; around a pooler in transaction mode."""
 
@@ -103,6 +109,12 @@ class Settings(BaseSettings):
     def queue_order(self) -> QueueOrder:
         """The same as `queues`, which knows in which order to look at them."""
         return self.queues
+
+    @property
+    def ceiling(self) -> Ceiling:
+        """When chunked jobs leave PostgreSQL alone."""
+        lag, age = timedelta(seconds=self.max_replication_lag), timedelta(seconds=self.max_transaction_age)
+        return Ceiling(lag, age, self.max_waiting_locks)
 
     @property
     def connections(self) -> int:

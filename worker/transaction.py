@@ -1,7 +1,9 @@
 """One transaction of one job: begin, call the handler, mark it done, commit. Raises whatever goes wrong."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -9,6 +11,7 @@ import asyncpg
 from pydantic_core import from_json
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from worker import progress
 from worker import run as ledger
 from worker.call import Work, call
 from worker.chunk import Step
@@ -33,9 +36,9 @@ class Transactor:
         self._zombies = Zombies(engine)
 
     async def carry_out(
-        self, work: Work, on_begun: Callable[[int], None]
+        self, work: Work, on_begun: Callable[[ledger.Seen], None]
     ) -> Completed | Yielded | ledger.Ended | ledger.NotDue:
-        """One transaction; nothing of it stays unless it commits. `on_begun` is told how many failures came before it.
+        """One transaction; nothing of it stays unless it commits. `on_begun` is told what came before it.
 
         Raises what the handler raises, LedgerBusy, FateUnknown, database errors and those of errors.py.
         """
@@ -49,7 +52,10 @@ class Transactor:
                     await ledger.take_row(connection, work.run)
                 await commit(connection.commit())
                 return begun
-            on_begun(begun.failures)
+            if isinstance(work.handler, ChunkedHandler):
+                with in_ledger():
+                    begun.progress = await progress.read(driver, work.run, work.handler)
+            on_begun(begun.seen)
             try:
                 outcome = await self._work(connection, driver, work, begun, guard)
             except BaseException:
@@ -64,13 +70,15 @@ class Transactor:
     ) -> Completed | Yielded:
         """What comes between begin and commit."""
         session = self._sessions(bind=connection, info={GUARD: guard})
+        started = time.monotonic()
         returned = await call(work, begun, session, guard)
+        took = timedelta(seconds=time.monotonic() - started)
         if connection.invalidated or not connection.in_transaction():
             raise SwallowedError
         if guard.rolled_back or not driver.is_in_transaction():
             begun = replace(begun, marked_at=None)
         with in_ledger():
-            return await _mark(connection, driver, work, begun, returned)
+            return await _mark(connection, driver, work, begun, returned, took=took)
 
     async def _unmark(self, work: Work, begun: ledger.Begun) -> None:
         """The transaction is over before its commit. If a handler has committed it, the job isn't done all the same."""
@@ -98,19 +106,20 @@ class Transactor:
 
 
 async def _mark(
-    connection: AsyncConnection, driver: Driver, work: Work, begun: ledger.Begun, returned: object
+    connection: AsyncConnection, driver: Driver, work: Work, begun: ledger.Begun, returned: object, *, took: timedelta
 ) -> Completed | Yielded:
     """Write into the ledger what the handler has done, in the handler's own transaction."""
-    if not isinstance(work.handler, ChunkedHandler):
+    handler = work.handler
+    if not isinstance(handler, ChunkedHandler) or begun.progress is None:
         return await _complete(driver, work, begun, as_jsonb(returned, "result"))
     if not isinstance(returned, Step):
         raise Permanent(
             f"The chunked handler of {work.run.name} returned {type(returned).__name__}; return chunk.step(…)."
         )
     step: Step[Any] = returned  # pyright: ignore[reportUnknownVariableType]  # isinstance can't tell its parameter
-    dumped = None if step.cursor is None else work.handler.codec.dump_python(step.cursor, mode="json")
-    cursor, counts = as_jsonb(dumped, "cursor"), as_jsonb(step.added_to(begun.counts), "counts")
-    await ledger.advance(connection, work.run, begun, cursor=cursor, counts=counts, done=step.done, total=step.total)
+    counts = await progress.advance(
+        connection, work.run, begun.progress, step, handler, took=took, transaction=begun.transaction
+    )
     if step.cursor is None:
         return await _complete(driver, work, begun, counts)
     if not work.run.from_outbox:
