@@ -27,7 +27,11 @@ class Entry:
     """Failures counted since the last progress."""
     done: int
     total: int | None
-    """Rows, of a chunked job."""
+    """Rows, of a chunked job; the total may be an estimate."""
+    rate: float | None
+    """Rows done in a second of work, smoothed over the last chunks."""
+    time_left_s: float | None
+    """Seconds of work until the total, as of the last chunk."""
     begun_at: datetime | None
     due_at: datetime | None
     """When it may run next; None where it may now, or is final."""
@@ -65,12 +69,14 @@ class Details:
 
 
 _RUN = """
-select r.id, r.enqueued_ms, r.name, r.queue, r.status, r.attempt, r.done, r.total, r.created_at as begun_at,
+select r.id, r.enqueued_ms, r.name, r.queue, r.status, r.attempt, r.done, r.total, r.rate,
+    case when r.finished_at is null then r.time_left_s end as time_left_s, r.created_at as begun_at,
     r.next_at as due_at, r.finished_at, r.error, r.cursor, r.result, coalesce(r.finished_at, r.created_at) as at
 from worker.run as r
 """
 _NOT_BEGUN = """
-select o.id, o.enqueued_ms, o.name, o.queue, 'waiting', 0::bigint, 0::bigint, null::bigint, null::timestamptz,
+select o.id, o.enqueued_ms, o.name, o.queue, 'waiting', 0::bigint, 0::bigint, null::bigint, null::double precision,
+    null::double precision, null::timestamptz,
     case when o.due_at > clock_timestamp() then o.due_at end, null::timestamptz, null::text, null::jsonb as cursor,
     null::jsonb as result, case when o.enqueued_ms > 0 then to_timestamp(o.enqueued_ms / 1000.0) else o.due_at end as at
 from worker.outbox as o

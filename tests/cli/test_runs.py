@@ -67,6 +67,23 @@ def test_show_tells_status_result_rows_and_rejects(command: Command, work: Work)
     assert 'result       {"counted":25}\n' in told
 
 
+def test_show_tells_how_far_a_job_is_and_how_fast_it_goes(command: Command, work: Work, query: Query) -> None:
+    job_id = enqueue(command, "tests.count", '{"to": 25, "stop": 10}')
+    work()
+    query("update worker.run set rate = 7.5, time_left_s = 2, status = 'yielded', finished_at = null, error = null")
+    query("delete from worker.attempt")
+    found = json.loads(command("show", job_id, "--json").stdout)
+    assert {key: found[key] for key in ("done", "total", "rate", "time_left_s")} == {
+        "done": 10,
+        "total": 25,
+        "rate": 7.5,
+        "time_left_s": 2.0,
+    }
+    told = command("show", job_id).stdout
+    assert "progress     ████████░░░░░░░░░░░░ 10 of 25 rows (40 %), 8 rows/s, 0:00:02 left\n" in told
+    assert "10/25 0:00:02 left" in command("runs").stdout
+
+
 def test_show_tells_every_failure_with_its_traceback(command: Command, work: Work) -> None:
     job_id = enqueue(command, "tests.fail", '{"reason": "one\\u001b[2Jtwo"}')
     work()

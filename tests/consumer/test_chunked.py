@@ -70,7 +70,7 @@ async def test_other_due_jobs_have_their_turn_before_a_long_one_goes_on(work: Wo
 
 
 async def all_sent(session: AsyncSession) -> bool:
-    unsent = await session.scalar(text("select count(*) from worker.outbox where sent_epoch is null"))
+    unsent: int = (await session.execute(text("select count(*) from worker.outbox where sent_at is null"))).scalar_one()
     await session.rollback()
     return unsent == 0
 
