@@ -24,6 +24,7 @@ from worker.schedule import Cron
 from worker.stock import worker_settings
 
 ROWS_A_CHUNK = 5_000
+"""Of an import, at most: its memory grows with it."""
 MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
 
 SCHEDULE = (
@@ -40,8 +41,12 @@ def handlers(files: Files) -> tuple[AnyHandler, ...]:
         *users.HANDLERS,
         *orders.HANDLERS,
         *sales.HANDLERS,
-        ChunkedHandler(ImportUsers, partial(import_users, files=files), cursor=Position, size=ROWS_A_CHUNK),
-        ChunkedHandler(ImportOrders, partial(import_orders, files=files), cursor=Position, size=ROWS_A_CHUNK),
+        ChunkedHandler(
+            ImportUsers, partial(import_users, files=files), cursor=Position, size=ROWS_A_CHUNK, max_size=ROWS_A_CHUNK
+        ),
+        ChunkedHandler(
+            ImportOrders, partial(import_orders, files=files), cursor=Position, size=ROWS_A_CHUNK, max_size=ROWS_A_CHUNK
+        ),
         Handler(ExportUsers, partial(export_users, files=files), timeout=timedelta(hours=1)),
     )
 

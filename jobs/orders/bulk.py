@@ -36,9 +36,11 @@ async def set_status(job: SetStatus, session: AsyncSession) -> dict[str, int]:
 
 async def cancel_stale(job: CancelStale, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
     """Cancel the next stale orders after the cursor."""
+    is_stale = Order.status == "pending", Order.placed_at < func.now() - job.older_than
+    total = await session.scalar(select(func.count()).where(*is_stale)) if chunk.cursor is None else None
     stale = (
         select(Order.id)
-        .where(Order.status == "pending", Order.placed_at < func.now() - job.older_than, Order.id > (chunk.cursor or 0))
+        .where(*is_stale, Order.id > (chunk.cursor or 0))
         .order_by(Order.id)
         .limit(chunk.size)
         .with_for_update()  # one that is being paid is waited for, and then is stale no more
@@ -52,4 +54,4 @@ async def cancel_stale(job: CancelStale, session: AsyncSession, chunk: Chunk[int
     )
     ids = cancelled.all()
     await give_back(session, ids)
-    return chunk.step(max(ids, default=None), done=len(ids), counts={"cancelled": len(ids)})
+    return chunk.step(max(ids, default=None), done=len(ids), total=total, counts={"cancelled": len(ids)})

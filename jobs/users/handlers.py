@@ -35,9 +35,11 @@ async def set_active(job: SetActive, session: AsyncSession) -> dict[str, int]:
 
 async def deactivate_dormant(job: DeactivateDormant, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
     """Deactivate the next users after the cursor."""
+    dormant = User.is_active, User.last_seen_at < func.now() - job.dormant_for
+    total = await session.scalar(select(func.count()).where(*dormant)) if chunk.cursor is None else None
     due = (
         select(User.id)
-        .where(User.is_active, User.last_seen_at < func.now() - job.dormant_for, User.id > (chunk.cursor or 0))
+        .where(*dormant, User.id > (chunk.cursor or 0))
         .order_by(User.id)
         .limit(chunk.size)
         .with_for_update()  # one that is being seen is waited for, and then is dormant no more
@@ -45,7 +47,7 @@ async def deactivate_dormant(job: DeactivateDormant, session: AsyncSession, chun
     )
     deactivate = update(User).where(User.id == due.c.id).values(is_active=False).returning(User.id)
     ids = (await session.scalars(deactivate)).all()
-    return chunk.step(max(ids, default=None), done=len(ids), counts={"deactivated": len(ids)})
+    return chunk.step(max(ids, default=None), done=len(ids), total=total, counts={"deactivated": len(ids)})
 
 
 HANDLERS = (

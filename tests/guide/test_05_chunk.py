@@ -1,6 +1,6 @@
 """Chunk: a long job in many transactions, which resumes after the last that committed."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import select, update
@@ -86,6 +86,21 @@ async def test_a_step_may_carry_more_than_counts(session: AsyncSession) -> None:
 def test_a_chunk_holds_at_least_one_row() -> None:
     with pytest.raises(ValueError, match="give at least 1"):
         ChunkedHandler(Deactivate, deactivate, cursor=int, size=0)
+
+
+def test_the_size_of_a_chunk_adapts_between_bounds() -> None:
+    handler = ChunkedHandler(
+        Deactivate,
+        deactivate,
+        cursor=int,
+        size=1_000,  # of the first chunk
+        target=timedelta(seconds=1),  # time of a chunk; None: the size stays
+        min_size=100,  # a tenth of size, unless given
+        max_size=10_000,  # ten times size, unless given
+        yield_after=timedelta(seconds=30),
+    )
+    default = ChunkedHandler(Deactivate, deactivate, cursor=int)
+    assert (handler.sizes, handler.yield_after) == (default.sizes, default.yield_after)
 
 
 async def five_users(engine: AsyncEngine) -> list[int]:
