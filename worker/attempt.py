@@ -29,7 +29,7 @@ IMMEDIATE_RETRIES = 3
 TO_THE_END = timedelta(0)
 
 
-Done = Completed | Yielded | Held | ledger.Ended | ledger.NotDue
+Done = Completed | Yielded | Released | Held | Cancelled | ledger.Ended | ledger.NotDue
 """What one transaction comes to, if it raises nothing."""
 
 
@@ -92,8 +92,8 @@ class Attempt:
     async def _transaction(self) -> Done:
         """One transaction, unless a chunk has to wait."""
         handler = self._work.handler
-        if isinstance(handler, ChunkedHandler) and (held := await self._crew.brakes.look(self._work)):
-            return held
+        if isinstance(handler, ChunkedHandler) and (brake := await self._crew.brakes.look(self._work)):
+            return brake
         self._hold.begins(handler.timeout)
         transactor = self._crew.kept if keeps_run(handler) else self._crew.unkept
         return await transactor.carry_out(self._work, self._begun)
@@ -105,12 +105,12 @@ class Attempt:
     async def _read(self, done: Done) -> Outcome | None:
         """What a transaction that came to its end means. None: the next chunk begins."""
         match done:
-            case Completed():
+            case Completed() | Released():
                 return done
             case Yielded():
-                return await self._after_chunk()
-            case Held(reason, delay):
-                return await self._record(held_back(reason, delay))
+                return await self._after_chunk(done)
+            case Held() | Cancelled():
+                return await self._record(cancelled(done) if isinstance(done, Cancelled) else held_back(done))
             case ledger.NotDue():
                 return Released("it isn't due", done.delay)
             case ledger.Ended():
@@ -119,7 +119,7 @@ class Attempt:
             case _:
                 assert_never(done)
 
-    async def _after_chunk(self) -> Outcome | None:
+    async def _after_chunk(self, done: Yielded) -> Outcome | None:
         """The chunk has made the job the outbox's, and its failures count anew."""
         self._work = replace(self._work, run=replace(self._work.run, from_outbox=True))
         self._seen, self._retries, self._fate_unknown = None, 0, False
@@ -127,6 +127,8 @@ class Attempt:
             return await self._record(ABORTED)
         if self._hold.is_stopping() or is_cancelled():
             return Yielded()
+        if done.delay is not None:
+            return done
         return Yielded(TO_THE_END, "others have their turn") if self._has_had_its_turn() else None
 
     def _has_had_its_turn(self) -> bool:

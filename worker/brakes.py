@@ -7,7 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.call import Work
-from worker.outcome import BUSY
+from worker.outcome import BUSY, Cancelled
 from worker.pressure import Ceiling, Pressure
 
 BACK_OFF = timedelta(seconds=10)
@@ -29,6 +29,11 @@ select
     exists (
         select from worker.pause where kind = 'queue' and name = :queue or kind = 'name' and name = any(:names)
     ) as is_paused,
+    (
+        select parent.status from worker.run as part
+            join worker.run as parent on parent.id = part.parent_id and parent.enqueued_ms = part.enqueued_ms
+        where part.id = :id and part.enqueued_ms = :ms and parent.finished_at is not null
+    ) as parent_status,
     (select max(replay_lag) from pg_stat_replication) as replication_lag,
     max(clock_timestamp() - xact_start) as transaction_age,
     count(*) filter (where pid = any(array(select l.pid from pg_locks as l where not l.granted))) as waiting_locks
@@ -44,12 +49,14 @@ class Brakes:
         self._engine = engine
         self._ceiling = ceiling
 
-    async def look(self, work: Work) -> Held | None:
-        """Why `work` may not go on just now. None: it may."""
+    async def look(self, work: Work) -> Held | Cancelled | None:
+        """Why `work` may not go on, now or ever. None: it may."""
         job = work.handler.job
-        asked = {"queue": work.run.queue, "names": [job.job_name, *job.job_aliases]}
+        asked = {**work.run.key, "queue": work.run.queue, "names": [job.job_name, *job.job_aliases]}
         async with self._engine.connect() as connection:
             row = (await connection.execute(_LOOK, asked)).one()
+        if row.parent_status is not None:
+            return Cancelled(f"the job that it is a partition of is {row.parent_status}")
         if row.is_paused:
             return Held(f"{work.run.name} or the queue {work.run.queue} is paused", BUSY)
         pressed = self._ceiling.reason(Pressure(row.replication_lag, row.transaction_age, row.waiting_locks))

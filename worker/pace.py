@@ -63,6 +63,10 @@ class Progress:
     pace: Pace
     size: int
     """Rows that the next chunk is asked for."""
+    partitions: int | None
+    """Of a parent that was split: how many partitions it has."""
+    bounds: tuple[JsonValue, JsonValue] | None
+    """Of a partition: its lower and its upper one. None for any other job."""
 
 
 def asked_size(size: int, failures: int, sizes: Sizes) -> int:

@@ -15,7 +15,9 @@ from worker.run import Identity
 from worker.stored import as_jsonb
 
 _READ = """
-select cursor, result, chunks, done, total, chunk_size, row_seconds, rate, attempt from worker.run
+select cursor, result, chunks, done, total, chunk_size, row_seconds, rate, attempt, partitions,
+    bounds
+from worker.run
 where id = $1 and enqueued_ms = $2
 """
 
@@ -32,7 +34,17 @@ async def read(driver: Driver, run: Identity, handler: ChunkedHandler[Any, Any])
     row: Any = await driver.fetchrow(_READ, run.job_id, run.enqueued_ms)
     pace = Pace(row["chunk_size"] or handler.size, row["row_seconds"], row["rate"])
     size = asked_size(pace.size, row["attempt"], handler.sizes)
-    return Progress(row["cursor"], row["result"] or {}, row["chunks"], row["done"], row["total"], pace, size)
+    return Progress(
+        cursor=row["cursor"],
+        counts=row["result"] or {},
+        chunks=row["chunks"],
+        done=row["done"],
+        total=row["total"],
+        pace=pace,
+        size=size,
+        partitions=row["partitions"],
+        bounds=row["bounds"] and tuple(row["bounds"]),
+    )
 
 
 async def advance(

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker import run as ledger
 from worker.availability import Availability
+from worker.brakes import Held
 from worker.database import DatabaseAway
 from worker.faults import is_expected, is_lost_connection
 from worker.outcome import BUSY, Cancelled, Dead, Duplicate, Outcome, Released, Retrying, Snoozed, Yielded, describe
@@ -84,9 +85,9 @@ def snoozed(outcome: Snoozed, error: BaseException) -> Decision:
     return lambda _: (Move("snoozed", describe(error), outcome.delay), outcome)
 
 
-def held_back(reason: str, delay: timedelta) -> Decision:
+def held_back(held: Held) -> Decision:
     """A wait that a chunked job is made to have; what it has done stays."""
-    return lambda _: (Move("yielded", f"held back: {reason}", delay), Yielded(delay, reason))
+    return lambda _: (Move("yielded", f"held back: {held.reason}", held.delay), Yielded(held.delay, held.reason))
 
 
 def cancelled(outcome: Cancelled) -> Decision:

@@ -11,7 +11,7 @@ import asyncpg
 from pydantic_core import from_json
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker import progress
+from worker import partitions, progress
 from worker import run as ledger
 from worker.call import Work, call
 from worker.chunk import Step
@@ -21,7 +21,8 @@ from worker.errors import Permanent, SwallowedError
 from worker.faults import LOCK_NOT_AVAILABLE, commit, in_ledger, sqlstate
 from worker.guard import GUARD, Guard
 from worker.handler import ChunkedHandler
-from worker.outcome import Completed, Yielded
+from worker.outcome import Completed, Released, Yielded
+from worker.partitions import Split
 from worker.shield import to_its_end
 from worker.stored import as_jsonb
 from worker.zombies import Zombies
@@ -37,7 +38,7 @@ class Transactor:
 
     async def carry_out(
         self, work: Work, on_begun: Callable[[ledger.Seen], None]
-    ) -> Completed | Yielded | ledger.Ended | ledger.NotDue:
+    ) -> Completed | Yielded | Released | ledger.Ended | ledger.NotDue:
         """One transaction; nothing of it stays unless it commits. `on_begun` is told what came before it.
 
         Raises what the handler raises, LedgerBusy, FateUnknown, database errors and those of errors.py.
@@ -67,8 +68,11 @@ class Transactor:
 
     async def _work(
         self, connection: AsyncConnection, driver: Driver, work: Work, begun: ledger.Begun, guard: Guard
-    ) -> Completed | Yielded:
+    ) -> Completed | Yielded | Released:
         """What comes between begin and commit."""
+        if begun.progress is not None and begun.progress.partitions is not None:
+            with in_ledger():
+                return await _gather(connection, driver, work, begun, begun.progress.partitions)
         session = self._sessions(bind=connection, info={GUARD: guard})
         started = time.monotonic()
         returned = await call(work, begun, session, guard)
@@ -112,6 +116,12 @@ async def _mark(
     handler = work.handler
     if not isinstance(handler, ChunkedHandler) or begun.progress is None:
         return await _complete(driver, work, begun, as_jsonb(returned, "result"))
+    if isinstance(returned, Split):
+        if not work.run.from_outbox:
+            await ledger.adopt(connection, work.run, work.message)
+        return await partitions.part(
+            connection, work.run, returned, handler, message=work.message, transaction=begun.transaction
+        )
     if not isinstance(returned, Step):
         raise Permanent(
             f"The chunked handler of {work.run.name} returned {type(returned).__name__}; return chunk.step(…)."
@@ -125,6 +135,16 @@ async def _mark(
     if not work.run.from_outbox:
         await ledger.adopt(connection, work.run, work.message)
     return Yielded()
+
+
+async def _gather(
+    connection: AsyncConnection, driver: Driver, work: Work, begun: ledger.Begun, parts: int
+) -> Completed | Released:
+    """Complete a job whose partitions have."""
+    result = await partitions.summed_up(connection, work.run, parts)
+    if isinstance(result, Released):
+        return result
+    return await _complete(driver, work, begun, as_jsonb(result, "result"))
 
 
 async def _complete(driver: Driver, work: Work, begun: ledger.Begun, result: str) -> Completed:

@@ -188,7 +188,7 @@ async def test_the_size_adapts_and_is_kept_while_the_job_waits(bench: Bench) -> 
 async def test_a_role_without_pg_monitor_is_told_less_and_nothing_fails(bench: Bench, shared_url: str) -> None:
     await bench.all("create role plain login")
     await bench.all("grant usage on schema worker to plain")
-    await bench.all("grant select on worker.pause to plain")
+    await bench.all("grant select on worker.pause, worker.run to plain")
     url = plain_url(shared_url)
     engine = ordinary(url)
     try:

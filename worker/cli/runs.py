@@ -17,8 +17,8 @@ from worker.run import Status
 from worker.settings import Settings, load_settings
 from worker.wire import Unreadable, decode
 
-MEASURES = ("done", "total", "rate", "time_left_s")
-"""Which make one line for people."""
+OTHERWISE = frozenset({"done", "total", "rate", "time_left_s", "partitions", "failures"})
+"""Fields that people are shown in lines of their own."""
 MAX_ERROR = 100
 """Characters of an error in the list; `worker show` has all of it."""
 
@@ -66,17 +66,16 @@ def show(
     if as_json:
         print_json(fields)
         return
-    failures = fields.pop("failures")
-    for measure in MEASURES:
-        fields.pop(measure)
     if found.entry.done or found.entry.total:
         fields["progress"] = _progress(found.entry)
     for field, value in fields.items():
-        if value not in (None, 0):
+        if value not in (None, 0) and field not in OTHERWISE:
             typer.echo(f"{field:12} {shown(value)}")
-    for failure in failures:
-        typer.echo(f"\nfailure {failure['attempt']} at {shown(failure['failed_at'])} on {printable(failure['worker'])}")
-        for line in failure["traceback"].splitlines():
+    for part in found.partitions:
+        typer.echo(f"{'partition':12} {printable(part.id)} {part.status:9} {_progress(part)}")
+    for failure in found.failures:
+        typer.echo(f"\nfailure {failure.attempt} at {shown(failure.failed_at)} on {printable(failure.worker)}")
+        for line in failure.traceback.splitlines():
             typer.echo(f"    {printable(line)}")
 
 

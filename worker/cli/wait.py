@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.cli.endings import Refusal
 from worker.cli.output import printable
 from worker.cli.progress import pace
+from worker.overview import PROGRESS, RUN_WITH_PARTS
 from worker.wire import RESULT_KEY, deserialize
 
 LOOK_EVERY_S = 0.1
@@ -41,11 +42,12 @@ class _Seen:
     time_left_s: float | None = None
 
 
-_RUN = text("""
-select finished_at is not null as ended, case when status <> 'completed' then status || ': ' || coalesce(error, '') end,
-    result, done, total, rate, time_left_s
-from worker.run where id = :id and enqueued_ms >= :from_ms order by enqueued_ms limit 1
-""")
+_RUN = text(f"""
+select r.finished_at is not null as ended,
+    case when r.status <> 'completed' then r.status || ': ' || coalesce(r.error, '') end,
+    r.result, {PROGRESS}
+from {RUN_WITH_PARTS} where r.id = :id and r.enqueued_ms >= :from_ms order by r.enqueued_ms limit 1
+""")  # noqa: S608 - put together from constants
 
 
 async def wait_for_end(engine: AsyncEngine, redis: Redis | None, awaited: Awaited, timeout: timedelta) -> JsonValue:
