@@ -28,8 +28,13 @@ def evenly(key: InstrumentedAttribute[int]) -> Callable[[Any, AsyncSession, int]
     async def split(_job: Any, session: AsyncSession, partitions: int) -> Sequence[int]:
         extremes = (await session.execute(select(func.min(key), func.max(key)))).one()
         least, greatest = int(extremes[0] or 0), int(extremes[1] or 0)  # 0: there are no rows
-        width = greatest - least + 1
-        bounds = {least - 1 + width * number // partitions for number in range(1, partitions)}
-        return sorted(bound for bound in bounds if least <= bound < greatest)
+        return bounds_between(least, greatest, partitions)
 
     return split
+
+
+def bounds_between(least: int, greatest: int, partitions: int) -> list[int]:
+    """Bounds of parts of equal width. Fewer than there might be, where there are fewer keys than partitions."""
+    width = greatest - least + 1
+    bounds = {least - 1 + width * number // partitions for number in range(1, partitions)}
+    return sorted(bound for bound in bounds if least <= bound < greatest)

@@ -39,7 +39,8 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
     """Run `job`'s handler in your own session and return its result; you commit or roll back.
 
     Payload, result and cursor make the round trip through JSON as they do in a worker, so what would not survive it
-    fails here. A chunked job is run chunk after chunk, and a batch handler gets a batch of one. Whatever the handler
+    fails here. A chunked job is run chunk after chunk, without
+    partitions, and a batch handler gets a batch of one. Whatever the handler
     raises is raised.
     """
     handler = app.handlers[job.job_name]

@@ -8,6 +8,7 @@ from jobs.orders.contracts import CancelStale, SetStatus
 from jobs.orders.models import MOVES, Order
 from jobs.orders.stock import give_back
 from worker.chunk import Chunk, Step
+from worker.keys import within
 
 LEGAL = [(before, after) for after, befores in MOVES.items() for before in befores]
 
@@ -36,11 +37,11 @@ async def set_status(job: SetStatus, session: AsyncSession) -> dict[str, int]:
 
 async def cancel_stale(job: CancelStale, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
     """Cancel the next stale orders after the cursor."""
-    is_stale = Order.status == "pending", Order.placed_at < func.now() - job.older_than
+    is_stale = Order.status == "pending", Order.placed_at < func.now() - job.older_than, *within(Order.id, chunk)
     total = await session.scalar(select(func.count()).where(*is_stale)) if chunk.cursor is None else None
     stale = (
         select(Order.id)
-        .where(*is_stale, Order.id > (chunk.cursor or 0))
+        .where(*is_stale)
         .order_by(Order.id)
         .limit(chunk.size)
         .with_for_update()  # one that is being paid is waited for, and then is stale no more

@@ -12,6 +12,7 @@ from jobs.users.models import ONE_EMAIL, EmailTaken, User
 from jobs.users.statement import user_statement
 from worker.chunk import Chunk, Step
 from worker.handler import ChunkedHandler, Handler
+from worker.keys import evenly, within
 
 
 async def create_user(job: CreateUser, session: AsyncSession) -> dict[str, int]:
@@ -35,11 +36,11 @@ async def set_active(job: SetActive, session: AsyncSession) -> dict[str, int]:
 
 async def deactivate_dormant(job: DeactivateDormant, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
     """Deactivate the next users after the cursor."""
-    dormant = User.is_active, User.last_seen_at < func.now() - job.dormant_for
+    dormant = User.is_active, User.last_seen_at < func.now() - job.dormant_for, *within(User.id, chunk)
     total = await session.scalar(select(func.count()).where(*dormant)) if chunk.cursor is None else None
     due = (
         select(User.id)
-        .where(*dormant, User.id > (chunk.cursor or 0))
+        .where(*dormant)
         .order_by(User.id)
         .limit(chunk.size)
         .with_for_update()  # one that is being seen is waited for, and then is dormant no more
@@ -54,5 +55,5 @@ HANDLERS = (
     Handler(CreateUser, create_user),
     Handler(SetActive, set_active),
     Handler(UserStatement, user_statement),
-    ChunkedHandler(DeactivateDormant, deactivate_dormant, cursor=int),
+    ChunkedHandler(DeactivateDormant, deactivate_dormant, cursor=int, partitions=4, split=evenly(User.id)),
 )

@@ -9,7 +9,7 @@ import pytest
 from tests.docs.blocks import ROOT
 from worker.attempt import IMMEDIATE_RETRIES
 from worker.database import LOCK_TIMEOUT_MS
-from worker.handler import ChunkedHandler, Policy
+from worker.handler import MAX_PARTITIONS, ChunkedHandler, Policy
 from worker.job import MAX_PAYLOAD_BYTES
 from worker.outbox import MAX_KEY_BYTES
 from worker.retry import RetryPolicy
@@ -32,6 +32,7 @@ LEASE: int = Settings.model_fields["lease"].default
         f"| timeout of an attempt, or of a chunk | {Policy().timeout // timedelta(seconds=1)} s |",
         f"| rows of a chunk | {CHUNKED['size']:,} at first (`size`), then as many as take "
         f"{CHUNKED['target'] // timedelta(seconds=1)} s",
+        f"| partitions of a chunked job | {MAX_PARTITIONS:,} |",
         f"| time that a chunked job keeps its slot | {CHUNKED['yield_after'] // timedelta(seconds=1)} s",
         f"| wait for a run that another worker holds | {LOCK_TIMEOUT_MS // 1000} s, twice |",
         f"| immediate retries after a deadlock or a lost connection | {IMMEDIATE_RETRIES} |",

@@ -12,7 +12,9 @@ from worker.app import App
 from worker.chunk import Chunk, Step
 from worker.handler import ChunkedHandler
 from worker.job import Job
+from worker.keys import evenly, within
 from worker.outcome import Completed, Retrying
+from worker.overview import details
 from worker.testing import drain, perform
 
 
@@ -26,7 +28,7 @@ async def deactivate(job: Deactivate, session: AsyncSession, chunk: Chunk[int]) 
     """The next users after the cursor: no loop, no commit, no checkpoint."""
     due = (
         select(User.id)
-        .where(User.is_active, User.last_seen_at < job.since, User.id > (chunk.cursor or 0))
+        .where(User.is_active, User.last_seen_at < job.since, *within(User.id, chunk))
         .order_by(User.id)
         .limit(chunk.size)
     )
@@ -86,6 +88,28 @@ async def test_a_step_may_carry_more_than_counts(session: AsyncSession) -> None:
 def test_a_chunk_holds_at_least_one_row() -> None:
     with pytest.raises(ValueError, match="give at least 1"):
         ChunkedHandler(Deactivate, deactivate, cursor=int, size=0)
+
+
+class DeactivateEverywhere(Deactivate, name="users.deactivate_everywhere"):
+    """The same, by several workers at once."""
+
+
+split = App(
+    handlers=[ChunkedHandler(DeactivateEverywhere, deactivate, cursor=int, partitions=4, split=evenly(User.id))],
+)
+
+
+async def test_partitions_are_jobs_of_their_own_and_the_whole_has_their_counts(engine: AsyncEngine) -> None:
+    await five_users(engine)
+    job_id = await commit(engine, DeactivateEverywhere(since=datetime.now(UTC)))
+    outcomes = [outcome for _, outcome in await drain(split, engine)]
+    assert outcomes[-1] == Completed({"deactivated": 5})
+    assert await active(engine) == []
+    async with engine.connect() as connection:
+        found = await details(connection, job_id)
+    assert found is not None
+    assert [part.id for part in found.partitions] == [f"{job_id}:{number}" for number in (1, 2, 3, 4)]
+    assert sum(part.done for part in found.partitions) == found.entry.done == 5
 
 
 def test_the_size_of_a_chunk_adapts_between_bounds() -> None:

@@ -44,7 +44,7 @@ def noting(meanwhile: Meanwhile | None = None, **policy: Any) -> ChunkedHandler[
             end if end < last else None, done=len(numbers), total=last - (chunk.lower or 0), counts=counts
         )
 
-    given = {"partitions": 3, "split": thirds, "retry": ONCE, **policy}
+    given: dict[str, Any] = {"partitions": 3, "split": thirds, "retry": ONCE, **policy}
     return ChunkedHandler(Count, note, cursor=int, size=2, target=None, **given)
 
 
