@@ -61,14 +61,17 @@ update worker.run set status = 'waiting', from_outbox = true, attempt = 0, next_
     finished_at = null
 where id = :id and enqueued_ms = :ms
 """)
-# Of its partitions those that didn't complete. Their messages are the parent's.
+# Of its partitions those that didn't complete.
 _SEND_PARTS_AGAIN = text("""
-with again as (
-    update worker.run set status = 'waiting', attempt = 0, next_at = null, error = null, message = null,
+with ended as (
+    select id, coalesce(message, :message) as message from worker.run
+    where parent_id = :id and enqueued_ms = :ms and status in ('dead', 'cancelled') for update
+), again as (
+    update worker.run as part set status = 'waiting', attempt = 0, next_at = null, error = null, message = null,
         finished_at = null
-    where parent_id = :id and enqueued_ms = :ms and status in ('dead', 'cancelled') returning id
+    from ended where part.id = ended.id and part.enqueued_ms = :ms returning part.id, ended.message
 )
-insert into worker.outbox (id, enqueued_ms, name, queue, message) select id, :ms, :name, :queue, :message from again
+insert into worker.outbox (id, enqueued_ms, name, queue, message) select id, :ms, :name, :queue, message from again
 """)
 _DISCARD = text("""
 update worker.run set status = 'discarded', finished_at = clock_timestamp()

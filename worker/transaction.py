@@ -56,6 +56,8 @@ class Transactor:
             if isinstance(work.handler, ChunkedHandler):
                 with in_ledger():
                     begun.progress = await progress.read(driver, work.run, work.handler)
+                    if begun.progress.partitions is not None and await partitions.carry_on(driver, work.run):
+                        return Released(partitions.CARRY_ON, partitions.LOOK_AGAIN)
             on_begun(begun.seen)
             try:
                 outcome = await self._work(connection, driver, work, begun, guard)
@@ -68,11 +70,12 @@ class Transactor:
 
     async def _work(
         self, connection: AsyncConnection, driver: Driver, work: Work, begun: ledger.Begun, guard: Guard
-    ) -> Completed | Yielded | Released:
+    ) -> Completed | Yielded:
         """What comes between begin and commit."""
         if begun.progress is not None and begun.progress.partitions is not None:
             with in_ledger():
-                return await _gather(connection, driver, work, begun, begun.progress.partitions)
+                result = await partitions.summed_up(connection, work.run, begun.progress.partitions)
+                return await _complete(driver, work, begun, as_jsonb(result, "result"))
         session = self._sessions(bind=connection, info={GUARD: guard})
         started = time.monotonic()
         returned = await call(work, begun, session, guard)
@@ -135,16 +138,6 @@ async def _mark(
     if not work.run.from_outbox:
         await ledger.adopt(connection, work.run, work.message)
     return Yielded()
-
-
-async def _gather(
-    connection: AsyncConnection, driver: Driver, work: Work, begun: ledger.Begun, parts: int
-) -> Completed | Released:
-    """Complete a job whose partitions have."""
-    result = await partitions.summed_up(connection, work.run, parts)
-    if isinstance(result, Released):
-        return result
-    return await _complete(driver, work, begun, as_jsonb(result, "result"))
 
 
 async def _complete(driver: Driver, work: Work, begun: ledger.Begun, result: str) -> Completed:

@@ -13,10 +13,13 @@ from worker.delivery import Delivery
 from worker.handler import ChunkedHandler
 from worker.limits import Rate
 from worker.operations import Done, WrongStatusError, discard, replay
+from worker.outbox import enqueue
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Released, Retrying, Yielded
 from worker.overview import details
 from worker.partitions import CARRY_ON, LOOK_AGAIN
+from worker.reporting.trace import CRON_HEADER
 from worker.retry import RetryPolicy
+from worker.wire import Message, decode
 
 ONCE = RetryPolicy(attempts=1)
 PARTED, NOT_YET = Yielded(LOOK_AGAIN, CARRY_ON), Released(CARRY_ON, LOOK_AGAIN)
@@ -99,6 +102,20 @@ async def test_the_range_is_split_and_each_row_is_worked_on_once(bench: Bench) -
     assert await noted(bench) == nine()
     assert await bench.rows() == 0
     assert await bench.run(handler, parent) == Duplicate({"noted": 9, "sum": 45})
+
+
+async def test_looking_is_no_attempt_and_a_cron_monitor_hears_of_the_whole_job_alone(bench: Bench) -> None:
+    handler = noting()
+    async with AsyncSession(bench.engine) as session, session.begin():
+        job_id = enqueue(session, Count(upto=9), headers={CRON_HEADER: "nightly", "sentry-trace": "a"})
+    ((message,),) = await bench.all("update worker.outbox set sent_epoch = 1 returning message")
+    parent = bench.delivery(message, job_id=job_id)
+    await bench.run(handler, parent)
+    before = list(bench.told.attempts)
+    assert await bench.run(handler, parent) == NOT_YET
+    assert bench.told.attempts == before
+    sent = [decode(each) for (each,) in await bench.all("select message from worker.outbox where id <> :id", id=job_id)]
+    assert [one.headers for one in sent if isinstance(one, Message)] == [{"sentry-trace": "a"}] * 3
 
 
 async def test_they_may_run_at_the_same_time(bench: Bench) -> None:
