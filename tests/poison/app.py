@@ -1,4 +1,4 @@
-"""An application whose jobs kill their process: `WORKER_APP=tests.poison.app:app`. Its handlers say `began` in the log."""
+"""An application whose jobs kill their process: `WORKER_APP=tests.poison.app:app`. They say `began` in the log."""
 
 import asyncio
 import ctypes
@@ -45,7 +45,7 @@ class Neighbour(Job, name="neighbour"):
 
 
 class Count(Job, name="count"):
-    """Chunk after chunk up to `to`. Kills its process at the first sight of each of `deadly`, or whenever it sees them."""
+    """Chunk after chunk up to `to`. Kills its process when it first sees each of `deadly`, or `always`."""
 
     to: int
     deadly: tuple[int, ...]

@@ -121,7 +121,8 @@ def _died(death: Death, retry: RetryPolicy, *, is_last: bool) -> Decision:
     """A failure, which the policy judges as any other, unless it is the last of a row."""
     ending = f"; {MAX_DEATHS} in a row are the end" if is_last else ""
     error = ProcessDied(f"The process {death.pid}, which ran this job alone, {death.how}{ending}.")
-    told, trace = describe(error), (death.trace or f"{error}\n")[:MAX_TRACEBACK]
+    told = describe(error)
+    trace = f"{death.trace}{told}\n"[-MAX_TRACEBACK:]
 
     def decide(failures: int) -> tuple[Move, Outcome]:
         if is_last or retry.is_hopeless(error, failures + 1):

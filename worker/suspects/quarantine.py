@@ -1,8 +1,8 @@
 """Where suspects run: in a few children of the worker, together at first, and alone where a child dies of them.
 
-Where a child dies with several, each of them may be the culprit. They go on in companies of half the size, and the
-innocent ones are soon done; who is alone in a fresh process when that dies is guilty. (Group testing: R. Dorfman, "The
-Detection of Defective Members of Large Populations", 1943.)
+Where a child dies with several, each of them may be the culprit. They go on in smaller companies, and the innocent ones
+are soon done; who is alone in a fresh process when that dies is guilty. (Group testing: R. Dorfman, "The Detection of
+Defective Members of Large Populations", 1943.)
 """
 
 import asyncio
@@ -24,6 +24,8 @@ CHILDREN = 2
 """At once; each holds as much memory as a worker that is idle."""
 COMPANY = 10
 """Suspects that begin together in one child, which needs a connection for each."""
+DIVIDED_BY = 4
+"""A company, by the death of its process. Starts of processes are what it costs, so from ten it goes to two, then one."""
 
 
 class Quarantine:
@@ -83,7 +85,7 @@ class Quarantine:
             return self._not_started(death.how)
         if death.company == 1 and not death.had_others:
             return await self._deaths.record(suspect, death)
-        suspect.company = max(1, min(suspect.company, death.company) // 2)
+        suspect.company = max(1, min(suspect.company, death.company) // DIVIDED_BY)
         return None
 
     async def _place(self, suspect: Suspect) -> Child | None:
