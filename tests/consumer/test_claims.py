@@ -194,16 +194,15 @@ BRIEF_MS = 50
 
 async def test_what_a_lease_ran_out_under_is_a_suspect_until_it_comes_through(redis: Redis) -> None:
     """More than a page of them, and one that is put back unexamined is one for the next worker, too."""
-    brief = Claims(redis, timedelta(milliseconds=BRIEF_MS))
+    brief, claims = Claims(redis, timedelta(milliseconds=BRIEF_MS)), Claims(redis, LEASE)
     for n in range(PAGE + 5):
         await put(redis, f"job-{n}")
     taken = await brief.take([QUEUE], PAGE + 5, "killed")
     assert not any(claim.is_suspect for claim in taken)
     await wait_until(partial(has_expired, redis, taken[-1]))
-    suspects = await brief.take([QUEUE], PAGE + 5, "next")
+    suspects = await claims.take([QUEUE], PAGE + 5, "next")
     assert [claim.is_suspect for claim in suspects] == [True] * (PAGE + 5)
     first, second, third, *others = suspects
-    claims = Claims(redis, LEASE)
     await claims.settle([Finish(claim) for claim in others])
     again = [PutBack(first), PutBack(second, timedelta(milliseconds=1)), PutBack(third, cleared=True)]
     assert await claims.settle(again) == [True] * 3
@@ -213,7 +212,11 @@ async def test_what_a_lease_ran_out_under_is_a_suspect_until_it_comes_through(re
 
     await wait_until(is_due)
     taken = await claims.take([QUEUE], 5, "last")
-    assert {claim.job_id: claim.is_suspect for claim in taken} == {"job-0": True, "job-1": True, "job-2": False}
+    assert {claim.job_id: claim.is_suspect for claim in taken} == {
+        first.job_id: True,
+        second.job_id: True,
+        third.job_id: False,
+    }
 
 
 async def test_a_suspect_that_a_limit_keeps_from_starting_stays_a_suspect(redis: Redis) -> None:

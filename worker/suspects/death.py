@@ -24,7 +24,9 @@ MAX_DEATHS = 3
 """In a row, without a committed chunk in between."""
 
 # A backend in the middle of a statement doesn't notice that its client is gone, and holds the run's lock.
-_END_ITS_BACKENDS = text("select pg_terminate_backend(pid) from pg_stat_activity where application_name = :name")
+_END_ITS_BACKENDS = text("""
+select pg_terminate_backend(pid) from pg_stat_activity where application_name = :name and usename = current_user
+""")
 
 # A chunk that commits, and a replay, set the run's failures to zero: what came before them counts no more.
 _DEATHS_BEFORE = text("""

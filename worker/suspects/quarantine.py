@@ -25,7 +25,7 @@ CHILDREN = 2
 COMPANY = 10
 """Suspects that begin together in one child, which needs a connection for each."""
 DIVIDED_BY = 4
-"""A company, by the death of its process. Starts of processes are what it costs, so from ten it goes to two, then one."""
+"""A company, by the death of its process. Starting processes is what it costs, so from ten it goes to two, then one."""
 
 
 class Quarantine:
@@ -37,10 +37,10 @@ class Quarantine:
         self._deaths = deaths
         self._command = command
         self._grace = grace
-        self._children: list[Child] = []
+        self._children: dict[asyncio.Task[None], Child] = {}
+        """By their lives, which end with them."""
         self._guilty: set[tuple[str, int]] = set()
         """Of whom a child has died, until they end otherwise."""
-        self._lives: set[asyncio.Task[None]] = set()
         # Only this process holds the pipe's other end: when it is gone, so are its children.
         self._lifeline, self._held = os.pipe()
         self._log = structlog.get_logger("worker.suspects")
@@ -95,23 +95,24 @@ class Quarantine:
             hold.begins(self._grace)
             if hold.is_stopping() or hold.is_aborted():
                 return None
-            self._children = [child for child in self._children if not child.is_closed]
-            for child in self._children:
+            children = [child for child in self._children.values() if not child.is_closed]
+            for child in children:
                 if child.takes(suspect):
                     return child
-            if len(self._children) == CHILDREN:
-                for child in self._children:
-                    if child.is_idle:
-                        child.close()
-                        break
-            if len(self._children) < CHILDREN:
-                child = Child(self._command, self._lifeline, self._grace)
-                self._children.append(child)
-                self._lives.add(child.life)
-                child.life.add_done_callback(self._lives.discard)
-                return child
+            if len(children) < CHILDREN:
+                return self._start()
+            idle = next((child for child in children if child.is_idle), None)
+            if idle is not None:  # it has run others, and this one needs a fresh one
+                idle.close()
+                return self._start()
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(LOOK_EVERY_S)
+
+    def _start(self) -> Child:
+        child = Child(self._command, self._lifeline, self._grace)
+        self._children[child.life] = child
+        child.life.add_done_callback(self._children.pop)
+        return child
 
     def _not_started(self, reason: str) -> Report:
         """Nobody's fault but the system's or the settings'; the suspect waits."""
@@ -121,13 +122,10 @@ class Quarantine:
 
     async def close(self) -> None:
         """End all children. What still runs in them is rolled back."""
-        for child in self._children:
-            child.close()
-        if self._lives:
-            await asyncio.wait(self._lives, timeout=LAST_WORDS_S)
-        for child in self._children:
-            child.kill()
-        if self._lives:
-            await asyncio.wait(self._lives)
+        for end in Child.close, Child.kill:
+            for child in self._children.values():
+                end(child)
+            if self._children:
+                await asyncio.wait(self._children, timeout=LAST_WORDS_S)
         os.close(self._lifeline)
         os.close(self._held)
