@@ -15,7 +15,7 @@ import structlog
 
 from worker.delivery import Delivery, Report
 from worker.executor import Executor
-from worker.outcome import OFFER_AGAIN, Released
+from worker.outcome import OFFER_AGAIN, Final, Released
 from worker.suspects.child import LAST_WORDS_S, LOOK_EVERY_S, Child
 from worker.suspects.death import Death, Deaths, ProcessDeath, Suspect
 from worker.wire import Message, decode
@@ -26,6 +26,9 @@ COMPANY = 10
 """Suspects that begin together in one child, which needs a connection for each."""
 DIVIDED_BY = 4
 """A company, by the death of its process. Starting processes is what it costs, so from ten it goes to two, then one."""
+
+MAX_GUILTY = 1_000
+"""That are remembered. Another worker may have ended them meanwhile."""
 
 
 class Quarantine:
@@ -40,7 +43,7 @@ class Quarantine:
         self._children: dict[asyncio.Task[None], Child] = {}
         """By their lives, which end with them."""
         self._guilty: set[tuple[str, int]] = set()
-        """Of whom a child has died, until they end otherwise."""
+        """Of whom a child has died: they disturb no company again."""
         # Only this process holds the pipe's other end: when it is gone, so are its children.
         self._lifeline, self._held = os.pipe()
         self._log = structlog.get_logger("worker.suspects")
@@ -57,10 +60,9 @@ class Quarantine:
         report: Report | None = None
         while report is None:
             report = await self._try(suspect)
-        if report.has_died:
+        self._guilty.discard(key)
+        if report.has_died and not isinstance(report.outcome, Final) and len(self._guilty) < MAX_GUILTY:
             self._guilty.add(key)
-        else:
-            self._guilty.discard(key)
         return report
 
     async def _try(self, suspect: Suspect) -> Report | None:
