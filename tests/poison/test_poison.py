@@ -34,7 +34,7 @@ async def test_a_job_that_kills_its_worker_is_dead_after_three_deaths_of_its_own
             await wait_until(all_run, timeout=30)
         assert await first.wait() == 9
     second = await run(WORKER_CONCURRENCY="100")
-    dead = await second.wait_for("dead", job_id=poison, timeout=60)
+    dead = await second.wait_for("dead", job_id=poison, timeout=120)
     assert dead["error"] == "ProcessDied"
 
     async def all_ended() -> bool:
@@ -58,7 +58,7 @@ async def test_whatever_a_process_dies_of_stands_beside_the_job(
     ids = await suspected(*(Once(way=way) for way in ways))
     worker = await run()
     for job_id in ids:
-        await worker.wait_for("dead", job_id=job_id, timeout=60)
+        await worker.wait_for("dead", job_id=job_id, timeout=120)
     attempts = "select error, traceback from worker.attempt where id = :id"
     told = {way: (await query(attempts, id=job_id))[0] for way, job_id in zip(ways, ids, strict=True)}
     assert "was killed by SIGSEGV" in told["segfault"].error
@@ -76,8 +76,8 @@ async def test_a_committed_chunk_starts_the_count_of_deaths_anew(
     """One dies once in each of its chunks, and is done in the end; one dies in the same chunk over and over."""
     moves, stays = await suspected(Count(to=3, deadly=(0, 1, 2)), Count(to=3, deadly=(1,), always=True))
     worker = await run()
-    await worker.wait_for("dead", job_id=stays, timeout=90)
-    await worker.wait_for("completed", job_id=moves, timeout=90)
+    await worker.wait_for("dead", job_id=stays, timeout=120)
+    await worker.wait_for("completed", job_id=moves, timeout=120)
     deaths = "select count(*) from worker.attempt where id = :id"
     assert [(await query(deaths, id=job_id))[0].count for job_id in (moves, stays)] == [3, 3]
     results = await query("select id, done, result from worker.run order by done")
