@@ -106,14 +106,18 @@ async def test_a_child_ends_with_its_worker_and_the_suspect_runs_elsewhere(
     assert await second.stop() == 0
 
 
-async def test_a_worker_that_stops_hands_a_suspect_back_and_it_stays_one(
-    run: Run, engine: AsyncEngine, redis: Redis, suspected: Suspected
+async def test_a_suspect_can_be_aborted_and_one_that_is_handed_back_stays_one(
+    run: Run, engine: AsyncEngine, redis: Redis, query: Query, suspected: Suspected
 ) -> None:
     async with locked(engine, OTHERS):
-        [job_id] = await suspected(Neighbour(lock=OTHERS))
+        aborted, handed_back = await suspected(Neighbour(lock=OTHERS), Neighbour(lock=OTHERS))
         worker = await run()
-        await worker.wait_for("began", job_id=job_id)
+        for job_id in (aborted, handed_back):
+            await worker.wait_for("began", job_id=job_id)
+        await redis.zadd("arq:abort", {aborted: 1})
+        await worker.wait_for("cancelled", job_id=aborted)
         assert await worker.stop() == 0
-    assert await redis.exists(f"arq:in-progress:{job_id}") == 0
+    assert [tuple(row) for row in await query("select id, status from worker.run")] == [(aborted, "cancelled")]
+    assert await redis.exists(f"arq:in-progress:{handed_back}") == 0
     [claim] = await Claims(redis, timedelta(seconds=15)).take(["arq:queue"], 5, "me")
-    assert (claim.job_id, claim.is_suspect) == (job_id, True)
+    assert (claim.job_id, claim.is_suspect) == (handed_back, True)

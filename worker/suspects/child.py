@@ -28,7 +28,9 @@ LAST_WORDS_S = 3.0
 IDLE_S = 5.0
 """How long a child waits for another suspect."""
 END_S = 10.0
-"""For a child that was closed to end by itself."""
+"""For a child that was closed, or has closed its end, to be gone."""
+STALL_S = 1.0
+"""A worker that hasn't looked for longer was stopped or starved, and has yet to hear what its child said meanwhile."""
 MAX_TRACE = 20_000
 """Bytes."""
 
@@ -55,7 +57,7 @@ class Child:
         self._numbers = count(1)
         self._given = 0
         self._is_ready = self._was_told_to_stop = self._is_hung = self.is_closed = False
-        self._idle_since = self._started = time.monotonic()
+        self._idle_since = self._started = self._looked = time.monotonic()
         self._log = structlog.get_logger("worker.suspects")
         self._channel, theirs = socket.socketpair()
         self._trace: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the child lives
@@ -173,6 +175,12 @@ class Child:
     def _look(self) -> None:
         """Pass on what the worker doesn't say by itself, and end what hangs."""
         now, jobs = time.monotonic(), self._jobs.values()
+        stalled = now - self._looked - LOOK_EVERY_S
+        self._looked = now
+        if stalled > STALL_S:
+            self._started += stalled
+            for job in jobs:
+                job.deadline += stalled
         if not self._was_told_to_stop and any(job.hold.is_stopping() for job in jobs):
             self._was_told_to_stop = True
             self._send(frames.Stop())
@@ -185,14 +193,12 @@ class Child:
             self._is_hung = True
             self._process.send_signal(SIGABRT)  # its faulthandler then says where it hangs
             asyncio.get_running_loop().call_later(LAST_WORDS_S, self.kill)
-        elif not jobs and now - self._idle_since > IDLE_S + END_S:
-            self.kill()
         elif not jobs and not self.is_closed and now - self._idle_since > IDLE_S:
             self.close()
 
     async def _wait_for_exit(self) -> None:
         """It has closed its end, so it is dead or about to be."""
-        deadline = time.monotonic() + LAST_WORDS_S
+        deadline = time.monotonic() + END_S
         while self._process.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110 - of a process
             await asyncio.sleep(0.01)
 
