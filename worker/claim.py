@@ -51,6 +51,8 @@ class Claim:
     aborted: bool
     limited: str = ""
     """The name whose permit it holds, where that is limited."""
+    is_suspect: bool = False
+    """It is taken from a lease that ran out, so the process that had it may have died of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class PutBack:
     """What Redis counts from now on; None: as before."""
     stays_ms: int = 0
     """As Finish's."""
+    cleared: bool = False
+    """Whether a suspect is none any more. Else whoever takes it next is told that it is one."""
 
 
 class Claims:
@@ -168,8 +172,11 @@ class Claims:
                 _count(failures),
                 aborted == 1,
                 limited.decode(),
+                suspect == 1,
             )
-            for queue, raw_id, score, message, failures, aborted, limited in zip(sources, *columns, strict=True)
+            for queue, raw_id, score, message, failures, aborted, limited, suspect in zip(
+                sources, *columns, strict=True
+            )
         ]
 
     async def is_held(self, claim: Claim) -> bool:
@@ -217,6 +224,9 @@ def _how(ending: Finish | PutBack) -> bytes:
         return b"finish %d %d %d %b %b" % (ending.stays_ms, ending.keep_ms, had_message, limited, ending.result)
     failures = claim.failures if ending.failures is None else ending.failures
     adopted = ending.adopted or b""
+    if claim.is_suspect and not ending.cleared:
+        delay_ms = math.ceil((ending.delay or timedelta(0)).total_seconds() * 1000)
+        return b"suspect %d %d %d %b %b" % (ending.stays_ms, delay_ms, failures, limited, adopted)
     if ending.delay is not None:
         delay_ms = math.ceil(ending.delay.total_seconds() * 1000)
         return b"later %d %d %d %b %b" % (ending.stays_ms, delay_ms, failures, limited, adopted)

@@ -123,9 +123,14 @@ def _keep_alive(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, KEEPALIVE_S * 1000)
 
 
+def application_name(pid: int, application: str = APPLICATION) -> str:
+    """How the connections of a process of this host are called in pg_stat_activity, which keeps 63 bytes of it."""
+    return f"{application} {socket.gethostname()}:{pid}"[:63]
+
+
 def create_engine(url: str, *, pool_size: int, application: str = APPLICATION) -> AsyncEngine:
     """The one engine of a process. Its pool never grows: jobs wait in Redis, not for a connection."""
-    name = f"{application} {socket.gethostname()}:{os.getpid()}"[:63]
+    name = application_name(os.getpid(), application)
 
     def create() -> Coroutine[Any, Any, Driver]:
         if not in_greenlet():

@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_payloads: bool = False
+    show_payloads: bool = False
     files_dir: Path = Path("./files")
 
     poll_delay: float = Field(0.1, gt=0, le=60)

@@ -125,10 +125,15 @@ def test_a_payload_is_shown_only_where_it_is_asked_for(command: Command, work: W
     work()
     for job_id, payload in ((waiting, {"name": "hunter2"}), (failed, {"why": "hunter2"})):
         assert "hunter2" not in command("show", job_id, "--debug").stdout
-        assert json.loads(command("show", job_id, "--json", "--payload", "--debug").stdout)["payload"] == payload
+        refused = command("show", job_id, "--payload", exit_code=2)
+        assert refused.stderr == (
+            "Error: Payloads may hold personal data; set WORKER_SHOW_PAYLOADS=true to see them.\n"
+        )
+        shown = command("show", job_id, "--json", "--payload", "--debug", WORKER_SHOW_PAYLOADS="true")
+        assert json.loads(shown.stdout)["payload"] == payload
     done = enqueue(command, "tests.greet", '{"name": "Ada"}')
     work()
-    refused = command("show", done, "--payload", exit_code=1)
+    refused = command("show", done, "--payload", exit_code=1, WORKER_SHOW_PAYLOADS="true")
     assert f"The payload of {done} isn't kept" in refused.stderr
 
 

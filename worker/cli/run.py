@@ -78,6 +78,11 @@ def plan(settings: Settings, *, burst: bool) -> Plan:
     )
 
 
+def child_command(settings: Settings) -> list[str]:
+    """Starts a child for suspects, which reads its settings from the environment as this process does."""
+    return [sys.executable, "-P", "-m", "worker.suspects.main", settings.app]
+
+
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's where it is installed (the extra `fast`); None: asyncio's own."""
     return import_module("uvloop").new_event_loop if find_spec("uvloop") else None
@@ -95,7 +100,7 @@ async def consume(app: App, settings: Settings, observer: Observer, *, burst: bo
         loop.add_signal_handler(signum, cast("asyncio.Task[None]", this_task).cancel)
     try:
         await ready(app, settings)
-        await run_worker(app, settings, observer, burst=burst)
+        await run_worker(app, settings, observer, burst=burst, child=child_command(settings))
     except asyncio.CancelledError:
         return
     except Exception as error:

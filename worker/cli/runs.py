@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from pydantic_core import from_json
 
-from worker.cli.endings import Refusal
+from worker.cli.endings import WRONG, Refusal
 from worker.cli.output import print_json, print_table, printable, shown
 from worker.cli.progress import bar, pace, told
 from worker.cli.reach import database
@@ -27,6 +27,7 @@ def runs(
     *,
     status: Annotated[Status | None, typer.Option(help="Only these.")] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    error: Annotated[str | None, typer.Option(help="Only where the error holds this text.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON a job.")] = False,
 ) -> None:
@@ -35,7 +36,7 @@ def runs(
     The time is when a job ended or began, or when it is due. A job that was sent straight to Redis appears here with
     its first attempt.
     """
-    found = asyncio.run(_entries(load_settings(), status, name, limit))
+    found = asyncio.run(_entries(load_settings(), status=status, name=name, error=error, limit=limit))
     if as_json:
         for entry in found:
             print_json(entry)
@@ -47,7 +48,8 @@ def show(
     job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id, as worker enqueue printed it.")],
     *,
     payload: Annotated[
-        bool, typer.Option("--payload", help="Show the payload too; it may hold personal data.")
+        bool,
+        typer.Option("--payload", help="Show the payload too, where WORKER_SHOW_PAYLOADS allows it."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -55,7 +57,10 @@ def show(
 
     An id may stand for several jobs, one after another; the newest is shown. Errors and tracebacks may hold data.
     """
-    found, message = asyncio.run(_details(load_settings(), job_id))
+    settings = load_settings()
+    if payload and not settings.show_payloads:
+        raise Refusal("Payloads may hold personal data; set WORKER_SHOW_PAYLOADS=true to see them.", WRONG)
+    found, message = asyncio.run(_details(settings, job_id))
     fields = _fields(found)
     if payload:
         if message is None:
@@ -79,9 +84,9 @@ def show(
             typer.echo(f"    {printable(line)}")
 
 
-async def _entries(settings: Settings, status: str | None, name: str | None, limit: int) -> list[Entry]:
+async def _entries(settings: Settings, **wanted: Any) -> list[Entry]:
     async with database(settings) as engine, engine.connect() as connection:
-        return await entries(connection, status=status, name=name, limit=limit)
+        return await entries(connection, **wanted)
 
 
 async def _details(settings: Settings, job_id: str) -> tuple[Details, bytes | None]:
