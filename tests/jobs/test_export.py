@@ -48,15 +48,15 @@ async def test_csv(app: App, tmp_path: Path, session: AsyncSession) -> None:
     assert result == {"rows": 2, "bytes": size(tmp_path / "out/users.csv")}
     first, second = read(tmp_path / "out/users.csv", "csv")
     assert tuple(first) == COLUMNS
-    assert list(first.values())[1:] == ["a@x", "Ada", "false", "", "2021-01-02T00:00:00+00:00"]
-    assert (second["is_active"], second["last_seen_at"]) == ("true", "2021-01-01T12:00:00+00:00")
+    assert list(first.values())[1:] == ["a@x", "Ada", "false", "", "2021-01-02 00:00:00+00:00"]
+    assert (second["is_active"], second["last_seen_at"]) == ("true", "2021-01-01 12:00:00+00:00")
 
 
 async def test_ndjson(app: App, tmp_path: Path, session: AsyncSession) -> None:
     await perform(app, ExportUsers(path="users.ndjson", format="ndjson"), session)
     first, second = read(tmp_path / "users.ndjson", "ndjson")
-    assert list(first.values())[1:] == ["a@x", "Ada", False, None, "2021-01-02T00:00:00Z"]
-    assert second["last_seen_at"] == "2021-01-01T12:00:00Z"
+    assert list(first.values())[1:] == ["a@x", "Ada", False, None, "2021-01-02T00:00:00+00:00"]
+    assert second["last_seen_at"] == "2021-01-01T12:00:00+00:00"
 
 
 async def test_parquet(app: App, tmp_path: Path, session: AsyncSession) -> None:
