@@ -47,7 +47,9 @@ def allowed(url: str, prefixes: Collection[str]) -> str:
         raise Permanent(f"The {scheme}:// URL has a user in it; leave that to the worker's own settings.")
     prefix = next((prefix for prefix in prefixes if url.startswith(prefix)), None)
     if prefix is None:
-        raise Permanent(f"The {scheme}:// URL isn't below a prefix of WORKER_FILES_URLS; give one that is, or allow it.")
+        raise Permanent(
+            f"The {scheme}:// URL isn't below a prefix of WORKER_FILES_URLS; give one that is, or allow it."
+        )
     if not _are_names(url.removeprefix(prefix)) or url == prefix:
         raise Permanent(
             f"The {scheme}:// URL isn't plain names below its prefix (no '..', '//', '%', '?', '#', '*', ':' or '@'); "

@@ -4,7 +4,7 @@ Each is one statement in the session's own transaction, so it sees one snapshot 
 """
 
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, TypeAlias, TypeVarTuple, Unpack
+from typing import Any, TypeAlias, TypeVarTuple
 
 from sqlalchemy import Row, Select, func, select
 from sqlalchemy.exc import CompileError
@@ -17,6 +17,7 @@ from worker.guard import GUARD, Guard
 from worker.shield import in_thread
 
 Ts = TypeVarTuple("Ts")
+AnySelect: TypeAlias = Select[*tuple[Any, ...]]
 Write: TypeAlias = Callable[[bytes], object]
 """Takes whole lines. It is called in a thread, one call at a time, so it may block."""
 
@@ -26,8 +27,8 @@ PIECE_BYTES = 1024 * 1024
 
 
 async def stream(
-    session: AsyncSession, statement: Select[Unpack[Ts]], *, size: int = ROWS_A_FETCH
-) -> AsyncGenerator[Row[Unpack[Ts]]]:
+    session: AsyncSession, statement: Select[*Ts], *, size: int = ROWS_A_FETCH
+) -> AsyncGenerator[Row[*Ts]]:
     """The rows of any select, one after another; no more than `size` of them are in memory.
 
     Sent: BEGIN where no transaction is open, the pending changes (as `session.execute` does), the statement, then one
@@ -45,7 +46,7 @@ async def stream(
 
 async def copy_csv(
     session: AsyncSession,
-    statement: Select[Unpack[tuple[Any, ...]]],
+    statement: AnySelect,
     write: Write,
     *,
     header: bool = True,
@@ -63,7 +64,7 @@ async def copy_csv(
 
 async def copy_ndjson(
     session: AsyncSession,
-    statement: Select[Unpack[tuple[Any, ...]]],
+    statement: AnySelect,
     write: Write,
     *,
     piece_bytes: int = PIECE_BYTES,
@@ -77,9 +78,7 @@ async def copy_ndjson(
     return await _copy(session, lines, write, piece_bytes, quote="\x01", delimiter="\x02")
 
 
-async def _copy(
-    session: AsyncSession, statement: Select[Unpack[tuple[Any, ...]]], write: Write, piece_bytes: int, **form: Any
-) -> int:
+async def _copy(session: AsyncSession, statement: AnySelect, write: Write, piece_bytes: int, **form: Any) -> int:
     connection, driver = await opened(session)
     gathered: list[bytes] = []
     size = 0
@@ -122,7 +121,7 @@ async def opened(session: AsyncSession) -> tuple[AsyncConnection, Driver]:
     return connection, driver
 
 
-def _literally(connection: AsyncConnection, statement: Select[Unpack[tuple[Any, ...]]]) -> str:
+def _literally(connection: AsyncConnection, statement: AnySelect) -> str:
     """COPY takes no parameters."""
     try:
         return str(statement.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True}))
@@ -130,5 +129,5 @@ def _literally(connection: AsyncConnection, statement: Select[Unpack[tuple[Any, 
         raise Permanent(f"COPY takes no parameters, and a value can't be written into it: {error}") from error
 
 
-def _has_entities(statement: Select[Unpack[tuple[Any, ...]]]) -> bool:
+def _has_entities(statement: AnySelect) -> bool:
     return not all(isinstance(column["type"], TypeEngine) for column in statement.column_descriptions)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from worker.errors import Permanent
-from worker.shield import in_thread, is_cancelled, to_its_end
+from worker.shield import in_thread, stop_if_cancelled, to_its_end
 
 
 @contextmanager
@@ -34,7 +34,8 @@ def put_whole(url: str) -> Generator[BinaryIO]:
     """The same for a URL that fsspec knows: written beside it, and moved there at the end. Its folder must be there.
 
     A store without a rename (S3) copies and deletes, and shows no half of it. Who the worker is to the store is for
-    fsspec's own configuration to say. Raises Permanent where fsspec or the package of the URL's scheme isn't installed.
+    fsspec's own configuration to say. Raises Permanent where fsspec or the package of the scheme isn't installed, and
+    for a folder.
     """
     try:
         core: Any = importlib.import_module("fsspec.core")  # an extra, without types
@@ -43,16 +44,20 @@ def put_whole(url: str) -> Generator[BinaryIO]:
     try:
         store, target = core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise Permanent(f"fsspec can't write to {url.partition(':')[0]}:// here ({error}); install what it asks for.") from None
+        scheme = url.partition(":")[0]
+        raise Permanent(f"fsspec can't write to {scheme}:// here ({error}); install what it asks for.") from None
+    if store.isdir(target):
+        raise Permanent(f"The {url.partition(':')[0]}:// URL is a folder; give one of a file.")
     folder, slash, _ = target.rpartition("/")
     draft = f"{folder}{slash}.{uuid.uuid4().hex}.part"
     try:
         with store.open(draft, "wb") as file:
             yield file
         store.mv(draft, target)
-    finally:
-        with suppress(FileNotFoundError):
+    except BaseException:
+        with suppress(OSError):
             store.rm_file(draft)
+        raise
 
 
 @asynccontextmanager
@@ -63,8 +68,7 @@ async def in_threads(opening: AbstractContextManager[BinaryIO]) -> AsyncGenerato
     """
     file = await to_its_end(asyncio.to_thread(opening.__enter__))
     try:
-        if is_cancelled():
-            raise asyncio.CancelledError
+        stop_if_cancelled()
         yield file
     except BaseException as error:
         if not await to_its_end(asyncio.to_thread(opening.__exit__, type(error), error, error.__traceback__)):

@@ -1,6 +1,6 @@
 """users.export: one snapshot, written by PostgreSQL into a file that appears whole or not at all."""
 
-from sqlalchemy import func, select
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from jobs.files import Files
@@ -11,7 +11,7 @@ from worker.shield import in_thread
 from worker.whole import in_threads
 
 # For this transaction: all three formats write times in UTC, and what Arrow reads is ISO.
-TIMES = select(func.set_config("TimeZone", "UTC", True), func.set_config("DateStyle", "ISO", True))
+TIMES = text("select set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO', true)")
 
 
 async def export_users(job: ExportUsers, session: AsyncSession, *, files: Files) -> dict[str, int]:

@@ -2,24 +2,22 @@
 
 import importlib
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, BinaryIO, TypeAlias, Unpack
+from typing import Any, BinaryIO
 
-from sqlalchemy import Boolean, ColumnElement, DateTime, Select, Text, cast, select
+from sqlalchemy import Boolean, ColumnElement, DateTime, Text, cast, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from worker.bulk import copy_csv, copy_ndjson
+from worker.bulk import AnySelect, copy_csv, copy_ndjson
 from worker.errors import Permanent
 from worker.shield import in_thread
 
 COLUMNS = ("id", "email", "name", "is_active", "last_seen_at", "created_at")
 
-Rows: TypeAlias = Select[Unpack[tuple[Any, ...]]]
-
 ROW_GROUP_BYTES = 8 * 1024 * 1024
 """Of CSV, before it is Parquet: some 100,000 users."""
 
 
-async def _csv(session: AsyncSession, rows: Rows, file: BinaryIO) -> int:
+async def _csv(session: AsyncSession, rows: AnySelect, file: BinaryIO) -> int:
     """UTF-8 with a header; times as in RFC 3339 with a space, true or false, nothing for null. Lines end with LF."""
     given = rows.subquery("rows")
     return await copy_csv(session, select(*map(_readable, given.columns)), file.write)
@@ -37,12 +35,12 @@ def _readable(column: ColumnElement[Any]) -> ColumnElement[Any]:
     return column
 
 
-async def _ndjson(session: AsyncSession, rows: Rows, file: BinaryIO) -> int:
+async def _ndjson(session: AsyncSession, rows: AnySelect, file: BinaryIO) -> int:
     """One JSON object a line; times in ISO 8601."""
     return await copy_ndjson(session, rows, file.write)
 
 
-async def _parquet(session: AsyncSession, rows: Rows, file: BinaryIO) -> int:
+async def _parquet(session: AsyncSession, rows: AnySelect, file: BinaryIO) -> int:
     """Raises Permanent where pyarrow isn't installed."""
     parquet = await in_thread(_Parquet, file)
     try:
@@ -85,7 +83,7 @@ class _Parquet:
         self._writer.close()
 
 
-FORMATS: Mapping[str, Callable[[AsyncSession, Rows, BinaryIO], Awaitable[int]]] = {
+FORMATS: Mapping[str, Callable[[AsyncSession, AnySelect, BinaryIO], Awaitable[int]]] = {
     "csv": _csv,
     "ndjson": _ndjson,
     "parquet": _parquet,
