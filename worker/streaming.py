@@ -125,8 +125,11 @@ def _literally(connection: AsyncConnection, statement: AnySelect) -> str:
     """COPY takes no parameters."""
     try:
         return str(statement.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True}))
-    except CompileError as error:
-        raise Permanent(f"COPY takes no parameters, and a value can't be written into it: {error}") from error
+    except CompileError:  # its text has the value
+        raise Permanent(
+            "COPY takes no parameters, and SQLAlchemy can't write a value of this statement as a literal; "
+            "cast a text to its type."
+        ) from None
 
 
 def _has_entities(statement: AnySelect) -> bool:
