@@ -50,9 +50,10 @@ async def cursor(session: AsyncSession, rows: int) -> Read:
 
 async def streamed(session: AsyncSession, rows: int) -> Read:
     count = ids = 0
-    async for row in stream(session, USERS.limit(rows)):
-        count += 1
-        ids += row[0]
+    async for batch in stream(session, USERS.limit(rows), size=SIZE):
+        for row in batch:
+            count += 1
+            ids += row[0]
     return count, ids
 
 

@@ -3,7 +3,7 @@
 Each is one statement in the session's own transaction, so it sees one snapshot however long it takes.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, TypeAlias, TypeVarTuple
 
 from sqlalchemy import Row, Select, func, select
@@ -28,20 +28,21 @@ PIECE_BYTES = 1024 * 1024
 
 async def stream(
     session: AsyncSession, statement: Select[*Ts], *, size: int = ROWS_A_FETCH
-) -> AsyncGenerator[Row[*Ts]]:
-    """The rows of any select, one after another; no more than `size` of them are in memory.
+) -> AsyncGenerator[Sequence[Row[*Ts]]]:
+    """The rows of any select, `size` at a time (the last ones may be fewer); no more of them are in memory.
 
-    Sent: BEGIN where no transaction is open, the pending changes (as `session.execute` does), the statement, then one
-    FETCH for every `size` rows. Columns come without the ORM, which is five times as fast as entities; those come too,
-    `size` at a time. Other statements of the session may run between two rows: the cursor doesn't see what they change.
+    Sent: BEGIN where no transaction is open, the pending changes (as `session.execute` does), the statement, then two
+    fetches for every `size` rows. Columns come without the ORM, which is five times as fast as entities; those come
+    too. Other statements of the session may run between two batches: the cursor doesn't see what they change.
+
+    Batches, since to hand out each row by itself takes a tenth of the rate (0.3 us a row, where all else takes 2.3).
     """
     if session.autoflush:
         await session.flush()
     source: AsyncConnection | AsyncSession = session if _has_entities(statement) else await session.connection()
     result = await source.stream(statement, execution_options={"yield_per": size})
     async for rows in result.partitions():
-        for row in rows:
-            yield row
+        yield rows
 
 
 async def copy_csv(

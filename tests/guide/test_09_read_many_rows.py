@@ -28,9 +28,10 @@ class WriteAddresses(Job, name="users.write_addresses"):
 
 async def count_domains(job: CountDomains, session: AsyncSession) -> dict[str, int]:
     domains: dict[str, int] = {}
-    async for user in stream(session, select(User.id, User.email).order_by(User.id)):
-        domain = user.email.partition("@")[2]
-        domains[domain] = domains.get(domain, 0) + 1
+    async for users in stream(session, select(User.id, User.email).order_by(User.id)):
+        for user in users:
+            domain = user.email.partition("@")[2]
+            domains[domain] = domains.get(domain, 0) + 1
     return domains
 
 

@@ -38,31 +38,31 @@ async def names(bench: Bench) -> list[str]:
 
 async def test_columns_and_entities_are_streamed(session: AsyncSession) -> None:
     session.add_all(Taken(name=name) for name in "abcde")
-    rows = [row async for row in stream(session, select(Taken.name, literal(1)).order_by(Taken.name), size=2)]
-    assert [row.name for row in rows] == list("abcde")  # what is pending counts
-    entities = [taken async for (taken,) in stream(session, select(Taken).order_by(Taken.name), size=2)]
-    assert [taken.name for taken in entities] == list("abcde")
-    assert [row async for row in stream(session, select(Taken.name).where(Taken.name == ""))] == []
+    batches = [rows async for rows in stream(session, select(Taken.name, literal(1)).order_by(Taken.name), size=2)]
+    assert [[row.name for row in rows] for rows in batches] == [["a", "b"], ["c", "d"], ["e"]]  # what is pending counts
+    entities = [rows async for rows in stream(session, select(Taken).order_by(Taken.name), size=2)]
+    assert [[taken.name for (taken,) in rows] for rows in entities] == [["a", "b"], ["c", "d"], ["e"]]
+    assert [rows async for rows in stream(session, select(Taken.name).where(Taken.name == ""))] == []
 
 
 async def test_a_stream_sees_one_snapshot_whichever_batch(session: AsyncSession, bench: Bench) -> None:
     await bench.all("insert into taken values ('a'), ('b'), ('c'), ('d'), ('e')")
     seen: list[str] = []
-    async for row in stream(session, select(Taken.name).order_by(Taken.name), size=2):
-        await bench.all("delete from taken where name > :name", name=row.name)
-        await bench.all("insert into taken values (:name)", name=f"z{row.name}")
-        seen.append(row.name)
+    async for rows in stream(session, select(Taken.name).order_by(Taken.name), size=2):
+        await bench.all("delete from taken where name > :name", name=rows[0].name)
+        await bench.all("insert into taken values (:name)", name=f"z{rows[0].name}")
+        seen += [row.name for row in rows]
     assert seen == list("abcde")
     assert await names(bench) == ["a", "ze"]
 
 
-async def test_other_statements_may_come_between_two_rows_and_a_stream_may_be_left(session: AsyncSession) -> None:
-    total = 0
-    async for row in stream(session, select(N), size=3):
-        total += (await session.execute(select(literal(row.n)))).scalar_one()
-        if row.n == 7:
+async def test_other_statements_may_come_between_two_batches_and_a_stream_may_be_left(session: AsyncSession) -> None:
+    seen: list[int] = []
+    async for rows in stream(session, select(N), size=3):
+        seen.append((await session.execute(select(literal(rows[0].n)))).scalar_one())
+        if rows[0].n == 7:
             break
-    assert total == 28
+    assert seen == [1, 4, 7]
     assert (await session.execute(select(func.count(N)))).scalar_one() == 5_000
 
 
@@ -136,7 +136,7 @@ async def test_the_guard_takes_neither_for_a_misuse_and_both_are_the_transaction
 
     async def exporting(job: Note, session: AsyncSession) -> list[int]:
         session.add(Taken(name=f"commit; rollback {job.text}"))
-        streamed = [row.n async for row in stream(session, select(N).where(N < 4))]
+        streamed = [row.n async for rows in stream(session, select(N).where(N < 4)) for row in rows]
         rows = await copy_csv(session, select(Taken.name), written.extend, header=False)
         return [*streamed, rows]
 
