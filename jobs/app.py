@@ -18,6 +18,7 @@ from jobs.users.export import export_users
 from jobs.users.imports import import_users
 from worker import prune
 from worker.app import App
+from worker.file_urls import read_prefixes
 from worker.handler import AnyHandler, ChunkedHandler, Handler
 from worker.prune import Prune
 from worker.schedule import Cron
@@ -56,8 +57,14 @@ def redis_url() -> str:
     return os.environ.get("REDIS_URL") or "redis://localhost:6379"
 
 
+def files() -> Files:
+    """The folder and the URLs of the environment."""
+    urls = read_prefixes(os.environ.get("WORKER_FILES_URLS") or "")
+    return Files(Path(os.environ.get("WORKER_FILES_DIR") or "files"), urls)
+
+
 app = App(
-    handlers=(*handlers(Files(Path(os.environ.get("WORKER_FILES_DIR") or "files"))), *prune.handlers(redis_url)),
+    handlers=(*handlers(files()), *prune.handlers(redis_url)),
     schedule=SCHEDULE,
     migrations=(MIGRATIONS,),
     demo="jobs.demo:main",

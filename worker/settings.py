@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.broker import check_url
+from worker.file_urls import read_prefixes
 from worker.job import DEFAULT_QUEUE
 from worker.pressure import Ceiling
 from worker.queue_order import QueueOrder, parse_order
@@ -54,6 +55,8 @@ class Settings(BaseSettings):
     log_payloads: bool = False
     show_payloads: bool = False
     files_dir: Path = Path("./files")
+    files_urls: Annotated[tuple[str, ...] | None, NoDecode] = None
+    """Prefixes of URLs that may be written to."""
 
     poll_delay: float = Field(0.1, gt=0, le=60)
     lease: float = Field(15, ge=1, le=3600)
@@ -78,6 +81,11 @@ class Settings(BaseSettings):
         if isinstance(value, QueueOrder):
             return value
         return parse_order(value.split(",") if isinstance(value, str) else value)
+
+    @field_validator("files_urls", mode="before")
+    @classmethod
+    def _read_files_urls(cls, value: object) -> object:
+        return read_prefixes(value) if isinstance(value, str) else value
 
     @field_validator("app")
     @classmethod

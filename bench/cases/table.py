@@ -4,6 +4,8 @@ from bench.case import Case
 from bench.cases import (
     backlog,
     batch,
+    bulk_memory,
+    bulk_reads,
     commands,
     enqueue,
     latency,
@@ -26,5 +28,7 @@ CASES = (
     Case("outbox", "transactional enqueue, and the relay", outbox.run),
     Case("processes", "two processes on two cores", processes.run),
     Case("commands", "Redis commands: a job while busy, a second while idle", commands.run),
+    Case("bulk_reads", "a million users: export against psql, stream against asyncpg's cursor", bulk_reads.run),
+    Case("bulk_memory", "a worker's peak memory, few rows and many, import and export", bulk_memory.run),
     Case("logline", "a log line a job, against none", logline.run),
 )
