@@ -51,8 +51,14 @@ def redis_url() -> str:
     return os.environ.get("REDIS_URL") or "redis://localhost:6379"
 
 
+def files() -> Files:
+    """Where the files are, and what a packed one may hold; as `worker.settings` reads the same variables."""
+    unpacked_mb = int(os.environ.get("WORKER_FILES_MAX_UNPACKED_MB") or 10_240)
+    return Files(Path(os.environ.get("WORKER_FILES_DIR") or "files"), unpacked_mb * 1024**2)
+
+
 app = App(
-    handlers=(*handlers(Files(Path(os.environ.get("WORKER_FILES_DIR") or "files"))), *prune.handlers(redis_url)),
+    handlers=(*handlers(files()), *prune.handlers(redis_url)),
     schedule=SCHEDULE,
     migrations=(MIGRATIONS,),
     demo="jobs.demo:main",

@@ -12,6 +12,8 @@ class Files:
     """The files below `root`. Paths in jobs are relative to it, or absolute and inside it."""
 
     root: Path
+    max_unpacked: int = 10 * 1024**3
+    """Bytes that a packed file may hold."""
 
     def resolve(self, path: str) -> Path:
         """Where `path` is, links followed; it needn't exist.

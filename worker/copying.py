@@ -49,7 +49,7 @@ async def driver_in_transaction(session: AsyncSession) -> Driver:
     """
     await session.flush()
     connection = await session.connection()
-    driver: Driver = (await connection.get_raw_connection()).driver_connection
+    driver = cast("Driver", (await connection.get_raw_connection()).driver_connection)
     guard: Guard | None = connection.sync_connection.get_execution_options().get(GUARD)  # type: ignore[union-attr]  # it is connected
     if guard is not None:
         guard.refuse_other_tasks()

@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_payloads: bool = False
     files_dir: Path = Path("./files")
+    files_max_unpacked_mb: int = Field(10_240, ge=1)
+    """What a packed file (.gz, .zst) that is imported may hold (MiB)."""
 
     poll_delay: float = Field(0.1, gt=0, le=60)
     lease: float = Field(15, ge=1, le=3600)

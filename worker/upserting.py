@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Boolean, Column, ColumnElement, Row, TableClause, func, literal_column, select
+from sqlalchemy import Boolean, Column, ColumnElement, Row, Table, TableClause, func, literal_column, select
 from sqlalchemy.dialects.postgresql import Insert, distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.visitors import replacement_traverse
 
-from worker.copying import Table, Target, TargetColumn, Values, columns_of, table_of
+from worker.copying import Target, TargetColumn, Values, columns_of, table_of
 from worker.staging import POSITION, stage
 
 INSERTED = literal_column("xmax = 0", Boolean)
@@ -92,4 +92,5 @@ def _of(given: TableClause, expression: ColumnElement[Any]) -> ColumnElement[Any
     def replaced(element: Any, **_options: Any) -> Any:
         return given.c[element.name] if isinstance(element, Column) else None
 
-    return replacement_traverse(expression, {}, replaced)
+    over_given: ColumnElement[Any] = replacement_traverse(expression, {}, replaced)
+    return over_given

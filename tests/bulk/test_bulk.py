@@ -23,6 +23,7 @@ from worker.testing import drain, perform
 
 COLUMNS = [User.email, User.name]
 USERS = text("select email, name from users order by id")
+WAITING = text("select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'")
 
 
 class Copy(Job, name="bulk.copy"):
@@ -199,10 +200,7 @@ async def test_two_updates_of_the_same_rows_in_opposite_order_never_deadlock(eng
 
     async def both_wait() -> bool:
         async with engine.connect() as connection:
-            waiting = (
-                "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
-            )
-            return (await connection.execute(text(waiting))).scalar_one() == 2
+            return bool((await connection.execute(WAITING)).scalar_one() == 2)
 
     async with engine.connect() as holder:
         await holder.execute(select(User.id).where(User.id == ids[50]).with_for_update())
