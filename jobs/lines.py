@@ -1,21 +1,21 @@
 """The lines of a file, packed or not, none longer than so many bytes; some may be put back."""
 
 import gzip
-import io
+import sys
 import zlib
 from collections.abc import Sequence
 from typing import BinaryIO, cast
 
-import zstandard
-
 from worker.errors import Permanent
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 MAX_LINE_BYTES = 64 * 1024
 BLOCK = 1024 * 1024
-MAX_WINDOW = 128 * 1024 * 1024
-"""What zstd may keep of a file to unpack it, in bytes; more than its command line needs without `--ultra`."""
-
-BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
+BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, zstd.ZstdError)
 
 
 class Lines:
@@ -88,11 +88,9 @@ class Lines:
 
 
 def _unpacked(file: BinaryIO, name: str) -> BinaryIO:
+    """Both tell a file that was cut off from one that is whole, and unpack no more than is asked for."""
     if name.endswith(".gz"):
-        return cast("BinaryIO", io.BufferedReader(gzip.GzipFile(fileobj=file), BLOCK))
+        return cast("BinaryIO", gzip.GzipFile(fileobj=file))
     if name.endswith(".zst"):
-        reader = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(
-            file, read_across_frames=True, closefd=False
-        )
-        return cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", reader), BLOCK))
+        return cast("BinaryIO", zstd.ZstdFile(file))
     return file

@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from operator import itemgetter
 from typing import Any, cast
 
-from sqlalchemy import ARRAY, BigInteger, Column, CursorResult, Subquery, column, func, literal, select, update
-from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy import ARRAY, Column, CursorResult, TableValuedAlias, column, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.copying import Target, TargetColumn, Values, columns_of, driver_in_transaction, table_of
@@ -36,7 +36,7 @@ async def update_many(
         raise ValueError(f"An update of {target.name} needs each column of its primary key ({names}) and one to set.")
     if arrays := [each.name for each in chosen if isinstance(each.type, ARRAY)]:
         raise ValueError(f"The column {arrays[0]!r} of {target.name} is an array; set it by an UPDATE of your own.")
-    given = _given(chosen, key, list(rows))
+    given = _given(chosen, _in_order(chosen, key, rows))
     statement = (
         update(target)
         .where(*(each == given.c[each.name] for each in key))
@@ -47,16 +47,21 @@ async def update_many(
         return cast("CursorResult[Any]", await session.execute(statement)).rowcount
 
 
-def _given(columns: Sequence[Column[Any]], key: Sequence[Column[Any]], rows: Sequence[Values]) -> Subquery:
-    """The rows by key, the last of each."""
+def _in_order(columns: Sequence[Column[Any]], key: Sequence[Column[Any]], rows: Iterable[Values]) -> list[Values]:
+    """The rows sorted by key, the last of each. (Here: in the statement it takes PostgreSQL five times as long.)"""
+    key_of = itemgetter(*(columns.index(each) for each in key))
+    last = {key_of(row): row for row in rows}
+    return [last[each] for each in sorted(last)]
+
+
+def _given(columns: Sequence[Column[Any]], rows: Sequence[Values]) -> TableValuedAlias:
+    """The rows as a table."""
     by_column = zip(*rows, strict=True) if rows else ((),) * len(columns)
-    arrays = [literal(list(values), ARRAY(each.type)) for each, values in zip(columns, by_column, strict=True)]
+    arrays = [
+        literal(values, ARRAY(each.type, dimensions=1)) for each, values in zip(columns, by_column, strict=True)
+    ]
     fields = [column(each.name, each.type) for each in columns]
-    all_rows = func.unnest(*arrays).table_valued(*fields, with_ordinality="ratchet_position").render_derived("row")
-    over = [all_rows.c[each.name] for each in key]
-    position = cast("Any", all_rows.c["ratchet_position"]).cast(BigInteger)
-    values = [all_rows.c[each.name] for each in columns]
-    return select(*values).ext(distinct_on(*over)).order_by(*over, position.desc()).subquery("given")
+    return func.unnest(*arrays).table_valued(*fields).render_derived("given")
 
 
 @asynccontextmanager

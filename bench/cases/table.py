@@ -4,6 +4,8 @@ from bench.case import Case
 from bench.cases import (
     backlog,
     batch,
+    bulk_neighbours,
+    bulk_writes,
     commands,
     enqueue,
     latency,
@@ -27,4 +29,6 @@ CASES = (
     Case("processes", "two processes on two cores", processes.run),
     Case("commands", "Redis commands: a job while busy, a second while idle", commands.run),
     Case("logline", "a log line a job, against none", logline.run),
+    Case("bulk-writes", "copy_rows, users.import and update_many, against psql and the ORM", bulk_writes.run),
+    Case("bulk-neighbours", "orders.pay while every order is updated", bulk_neighbours.run),
 )
