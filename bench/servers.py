@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -96,15 +96,22 @@ class Servers:
         while self.value("show fsync", ADMIN) != to:
             time.sleep(0.001)
 
-    def value(self, query: str, database: str = DATABASE) -> Any:
-        """The one value that a query has, if any; on the bench's database, unless another is named."""
+    def value(self, query: str, database: str = DATABASE, *, given: Sequence[object] = ()) -> Any:
+        """The one value that a query has, if any; on the bench's database, unless another is named.
+
+        given: what stands for $1, $2, …
+        """
 
         async def ask() -> Any:
             if database not in self._connections:
                 self._connections[database] = await asyncpg.connect(self._postgres.database_url(database))
-            return await self._connections[database].fetchval(query)
+            return await self._connections[database].fetchval(query, *given)
 
         return self._runner.run(ask())
+
+    def psql(self, statement: str) -> str:
+        """What the program psql says to a statement, on the bench's database."""
+        return self._postgres.psql(statement, database=DATABASE)
 
     @contextmanager
     def monitor(self) -> Generator[Any]:

@@ -58,9 +58,10 @@ def redis_url() -> str:
 
 
 def files() -> Files:
-    """The folder and the URLs of the environment."""
+    """The folder and the URLs of the environment, and what a packed file may hold; as `worker.settings` reads them."""
     urls = read_prefixes(os.environ.get("WORKER_FILES_URLS") or "")
-    return Files(Path(os.environ.get("WORKER_FILES_DIR") or "files"), urls)
+    unpacked_mb = int(os.environ.get("WORKER_FILES_MAX_UNPACKED_MB") or 10_240)
+    return Files(Path(os.environ.get("WORKER_FILES_DIR") or "files"), urls, unpacked_mb * 1024**2)
 
 
 app = App(

@@ -18,6 +18,8 @@ class Files:
     root: Path
     urls: tuple[str, ...] = ()
     """Prefixes of URLs that may be written to."""
+    max_unpacked: int = 10 * 1024**3
+    """Bytes that a packed file may hold."""
 
     def resolve(self, path: str) -> Path:
         """Where `path` is, links followed; it needn't exist.

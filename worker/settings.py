@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     files_dir: Path = Path("./files")
     files_urls: Annotated[tuple[str, ...] | None, NoDecode] = None
     """Prefixes of URLs that may be written to."""
+    files_max_unpacked_mb: int = Field(10_240, ge=1)
+    """What a packed file (.gz, .zst) that is imported may hold (MiB)."""
 
     poll_delay: float = Field(0.1, gt=0, le=60)
     lease: float = Field(15, ge=1, le=3600)

@@ -1,15 +1,13 @@
 """Users one by one and in bulk, and the table of handlers of users that need no files."""
 
-from typing import Any, cast
-
-from sqlalchemy import CursorResult, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from jobs.arrays import any_id
 from jobs.users.contracts import CreateUser, DeactivateDormant, SetActive, UserStatement
 from jobs.users.models import ONE_EMAIL, EmailTaken, User
 from jobs.users.statement import user_statement
+from worker.bulk import update_many
 from worker.chunk import Chunk, Step
 from worker.handler import ChunkedHandler, Handler
 from worker.keys import evenly, within
@@ -30,8 +28,8 @@ async def create_user(job: CreateUser, session: AsyncSession) -> dict[str, int]:
 
 
 async def set_active(job: SetActive, session: AsyncSession) -> dict[str, int]:
-    updated = await session.execute(update(User).where(User.id == any_id(job.user_ids)).values(is_active=job.active))
-    return {"updated": cast("CursorResult[Any]", updated).rowcount}
+    rows = ((user_id, job.active) for user_id in job.user_ids)
+    return {"updated": await update_many(session, User, [User.id, User.is_active], rows)}
 
 
 async def deactivate_dormant(job: DeactivateDormant, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:

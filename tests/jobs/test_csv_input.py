@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.csv_input import Position, read_rows
-from jobs.csv_rows import MAX_LINE_BYTES, MAX_ROW_LINES, Row
+from jobs.csv_rows import MAX_ROW_LINES, Row
+from jobs.lines import MAX_LINE_BYTES
 from worker.errors import Permanent
 
 HEADER = ("email", "name")
+MAX_UNPACKED = 10_000_000
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def chunks(path: Path, size: int, together: int | None = None) -> list[list[Row]
     found: list[list[Row]] = []
     position: Position | None = None
     while True:
-        rows = read_rows(path, HEADER, position, size, together=together)
+        rows = read_rows(path, HEADER, position, size, together=together, max_unpacked=MAX_UNPACKED)
         found.append(rows.rows)
         if rows.next is None:
             return found
@@ -105,7 +107,7 @@ def test_a_file_of_the_header_alone_has_no_rows(path: Path) -> None:
 def test_a_wrong_header_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(Permanent, match=r"'users\.csv' doesn't begin with the header email,name in UTF-8"):
-        read_rows(path, HEADER, None, 10)
+        read_rows(path, HEADER, None, 10, max_unpacked=MAX_UNPACKED)
 
 
 def test_rows_that_belong_together_are_never_parted(path: Path) -> None:
@@ -116,18 +118,18 @@ def test_rows_that_belong_together_are_never_parted(path: Path) -> None:
 
 def test_a_changed_file_is_refused(path: Path) -> None:
     path.write_bytes(b"email,name\na@x,A\nb@x,B\n")
-    position = read_rows(path, HEADER, None, 1).next
+    position = read_rows(path, HEADER, None, 1, max_unpacked=MAX_UNPACKED).next
     path.write_bytes(b"email,name\na@x,A\nc@x,C\n")
     os.utime(path, ns=(0, 0))  # whatever the clock's grain
     with pytest.raises(Permanent, match=r"'users\.csv' changed while it was imported, at line 3; put it back"):
-        read_rows(path, HEADER, position, 1)
+        read_rows(path, HEADER, position, 1, max_unpacked=MAX_UNPACKED)
 
 
 def test_a_file_that_was_only_touched_is_read_on(path: Path) -> None:
     path.write_bytes(b"email,name\na@x,A\nb@x,B\nc@x,C\n")
-    position = read_rows(path, HEADER, None, 1).next
+    position = read_rows(path, HEADER, None, 1, max_unpacked=MAX_UNPACKED).next
     os.utime(path, ns=(0, 0))
-    rows = read_rows(path, HEADER, position, 1)
+    rows = read_rows(path, HEADER, position, 1, max_unpacked=MAX_UNPACKED)
     assert told(rows.rows) == [(3, ("b@x", "B"))]
     assert rows.next is not None
     assert rows.next.mtime_ns == 0  # so that it is hashed once, not at each chunk
