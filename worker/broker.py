@@ -1,5 +1,6 @@
 """Connections to Redis or Valkey from a URL: tcp, TLS, unix socket, or through sentinels."""
 
+import ssl
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
@@ -99,6 +100,13 @@ def check_url(url: str) -> None:
         raise ValueError(
             f"it can't be read; write it as {form}, with special characters of the password as %XX"
         ) from None
+
+
+def is_untrusted(error: BaseException | None) -> bool:
+    """Whether a connection failed because the server's certificate isn't trusted; redis-py hides that beneath."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class _Pool(SentinelConnectionPool):

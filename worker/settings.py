@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     keep_result: float = Field(3600, ge=0, le=30 * 86400)
     relay_poll: float = Field(1, gt=0, le=60)
     sweep_interval: float = Field(30, gt=0, le=3600)
+    pgbouncer: bool = False
+    """Whether DATABASE_URL leads through PgBouncer in transaction mode."""
     listen_url: SecretStr | None = None
     """Where LISTEN goes, if not to DATABASE_URL; around a pooler in transaction mode."""
 
@@ -103,6 +105,11 @@ class Settings(BaseSettings):
     def queue_order(self) -> QueueOrder:
         """The same as `queues`, which knows in which order to look at them."""
         return self.queues
+
+    @property
+    def listens_at(self) -> SecretStr | None:
+        """The URL to LISTEN at. None: there is none, since a notification finds no way back through PgBouncer."""
+        return self.listen_url or (None if self.pgbouncer else self.database_url)
 
     @property
     def connections(self) -> int:
