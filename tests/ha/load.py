@@ -55,11 +55,11 @@ class Load:
         async def has_grown() -> bool:
             return len(self.committed) >= goal
 
-        await wait_until(has_grown, timeout=30)
+        await wait_until(has_grown, timeout=60)
 
     async def is_applied_once(self) -> None:
         """Wait until nothing is left to do; then each number that was asked for is there, once."""
-        await wait_until(self._is_done, timeout=40)
+        await wait_until(self._is_done, timeout=90)
         asked = await self._numbers("select n from asked")
         assert await self._numbers("select n from effect") == asked
         assert self.committed <= set(asked)

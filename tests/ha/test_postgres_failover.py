@@ -49,13 +49,13 @@ async def test_a_promoted_synchronous_standby_has_every_job_and_the_worker_goes_
 ) -> None:
     worker = await start_worker(**ENV)
     async with load_on(engine) as load:
-        await worker.wait_for("marked", count=50)
+        await worker.wait_for("marked", count=50, timeout=60)
         assert primary.psql("select sync_state from pg_stat_replication", "show synchronous_commit") == "sync\non"
         primary.crash()
-        await worker.wait_for("database_away")
+        await worker.wait_for("database_away", timeout=60)
         standby.promote()
-        await worker.wait_for("database_back", timeout=30)
-        await worker.wait_for("listening_again", timeout=30)
+        await worker.wait_for("database_back", timeout=60)
+        await worker.wait_for("listening_again", timeout=60)
         await load.grows_by(50)
     await load.is_applied_once()
     assert await worker.stop() == 0
