@@ -10,6 +10,7 @@ from tests.conftest import StartWorker
 from tests.ha.app import TABLES
 from tests.ha.load import ENV, load_on
 from tests.support.networked import NetworkedPostgres, Standby
+from tests.support.waiting import wait_until
 from worker import database
 from worker.database import DatabaseAway, connect, create_engine
 from worker.migrate import migrate
@@ -47,6 +48,10 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 async def test_a_promoted_synchronous_standby_has_every_job_and_the_worker_goes_on(
     primary: NetworkedPostgres, standby: Standby, engine: AsyncEngine, start_worker: StartWorker
 ) -> None:
+    async def is_listening() -> bool:
+        listening = "select count(*) from pg_stat_activity where application_name = 'ratchet worker listen'"
+        return standby.psql(listening) == "1"
+
     worker = await start_worker(**ENV)
     async with load_on(engine) as load:
         await worker.wait_for("marked", count=50, timeout=60)
@@ -55,7 +60,7 @@ async def test_a_promoted_synchronous_standby_has_every_job_and_the_worker_goes_
         await worker.wait_for("database_away", timeout=60)
         standby.promote()
         await worker.wait_for("database_back", timeout=60)
-        await worker.wait_for("listening_again", timeout=60)
+        await wait_until(is_listening, timeout=60)
         await load.grows_by(50)
     await load.is_applied_once()
     assert await worker.stop() == 0
