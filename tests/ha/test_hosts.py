@@ -83,6 +83,9 @@ async def test_a_host_that_is_cut_off_in_mid_commit_and_comes_back_after_its_lea
         waiting = "select count(*) from pg_stat_activity where query = 'COMMIT;' and wait_event = 'advisory'"
         return int(server.psql(waiting)) > 0
 
+    async def one_has_marked() -> bool:
+        return any(map(_has_marked, workers.values()))
+
     async def effects() -> int:
         return int(server.psql("select count(*) from effect"))
 
@@ -90,6 +93,7 @@ async def test_a_host_that_is_cut_off_in_mid_commit_and_comes_back_after_its_lea
         async with AsyncSession(engine) as session, session.begin():
             enqueue(session, Mark(n=1, lock=LOCK))
         await wait_until(commit_waits, timeout=60)
+        await wait_until(one_has_marked, timeout=60)
         cut, healthy = sorted(workers, key=lambda host: _has_marked(workers[host]), reverse=True)
         network.pull(cut)
         if not commits:

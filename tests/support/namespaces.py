@@ -41,6 +41,7 @@ class Network:
         _ip(f"netns add {name}")
         self._stack.callback(_ip, f"netns delete {name}")
         _ip(f"link add {name} type veth peer name eth0 netns {name}")
+        self._stack.callback(_ip, f"link delete {name}")  # both ends of it
         _ip(f"link set {name} master {self._name} up")
         _ip(f"-n {name} address add {self._prefix}.{self._hosts + 1}/24 dev eth0")
         _ip(f"-n {name} link set eth0 up")
