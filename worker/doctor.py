@@ -111,7 +111,7 @@ async def _pooler(connection: AsyncConnection, settings: Settings) -> Finding:
     told: int = driver.get_server_pid()
     is_between = told != (await connection.execute(text("select pg_backend_pid()"))).scalar_one()
     if is_between and not settings.pgbouncer:
-        return Finding("pooler", "fails", "A pooler stands in between; set WORKER_PGBOUNCER=true.")
+        return Finding("pooler", "warning", "One stands in between; in transaction mode set WORKER_PGBOUNCER=true.")
     if settings.pgbouncer and not is_between:
         return Finding("pooler", "warning", "There is none; unset WORKER_PGBOUNCER, which costs time.")
     return Finding("pooler", "ok", "As WORKER_PGBOUNCER says.")

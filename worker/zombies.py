@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.database import APPLICATION, LOCK_TIMEOUT_MS, Driver
 from worker.shield import is_cancelled, to_its_end
@@ -58,18 +58,20 @@ class Zombies:
 
     async def _end_blockers(self) -> None:
         try:
-            while not is_cancelled():
-                # The one that waited goes on before we have our answer, and then ends this task.
-                ended = await to_its_end(self._end())
-                if ended:
-                    self._log.warning("zombie_ended", backends=ended)
-                elif not is_cancelled():
-                    await asyncio.sleep(LOOK_EVERY_S)
+            async with self._engine.connect() as connection:
+                while not is_cancelled():
+                    # The one that waited goes on before we have our answer, and then ends this task.
+                    ended = await to_its_end(self._end(connection))
+                    if ended:
+                        self._log.warning("zombie_ended", backends=ended)
+                    elif not is_cancelled():
+                        await asyncio.sleep(LOOK_EVERY_S)
         except Exception as error:  # noqa: BLE001 - the jobs are put back and offered again; say why nothing moves
             self._log.warning("zombie_not_ended", error=type(error).__name__)
 
-    async def _end(self) -> int:
-        """How many were ended. Each look is a transaction, in which pg_stat_activity doesn't change."""
+    async def _end(self, connection: AsyncConnection) -> int:
+        """How many were ended. Each look is a transaction of its own, in which pg_stat_activity doesn't change."""
         limits = {"application": APPLICATION, "waited": LOCK_TIMEOUT_MS / 1000}
-        async with self._engine.begin() as connection:
-            return (await connection.execute(_END, {"waiting": list(self._waiting), **limits})).rowcount
+        ended = await connection.execute(_END, {"waiting": list(self._waiting), **limits})
+        await connection.commit()
+        return ended.rowcount

@@ -14,7 +14,7 @@ from tests.conftest import StartWorker
 from tests.ha.app import TABLES
 from tests.ha.load import ENV, load_on
 from tests.support.pgbouncer import PgBouncer, needs_pgbouncer
-from worker.database import connect, create_engine
+from worker.database import SERVER_SETTINGS, connect, create_engine
 from worker.dev import EmbeddedPostgres
 from worker.faults import LOCK_NOT_AVAILABLE, sqlstate
 from worker.settings import SettingsError, load_settings
@@ -100,6 +100,18 @@ async def test_the_doctor_tells_how_it_is_set_up(
     heard = await start_worker("doctor", "--json", **env, WORKER_LISTEN_URL=past_it)
     assert await heard.wait() == 0, heard.output
     assert {"check": "notify", "verdict": "ok", "text": "A notification arrived."} in heard.lines
+
+
+async def test_the_doctor_finds_a_pooler_that_swallows_what_it_ought_to_refuse(
+    postgres: EmbeddedPostgres, database_url: str, start_worker: StartWorker
+) -> None:
+    with PgBouncer(postgres, ignored=",".join(SERVER_SETTINGS)) as silent:
+        url = silent.url(urlsplit(database_url).path.strip("/"))
+        asked = await start_worker("doctor", "--json", **ENV, DATABASE_URL=url, WORKER_LISTEN_URL=database_url)
+        await asked.wait()
+    found = next(line for line in asked.lines if line["check"] == "pooler")
+    assert found["verdict"] == "warning"
+    assert "WORKER_PGBOUNCER=true" in found["text"]
 
 
 def test_nobody_listens_through_it() -> None:

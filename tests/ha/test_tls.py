@@ -9,12 +9,13 @@ from signal import Signals
 import pytest
 import trustme
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError  # noqa: A004
 
 from tests.conftest import StartWorker
 from tests.ha.app import TABLES
 from tests.ha.load import ENV
 from tests.support.networked import HBA, NetworkedPostgres
+from worker.broker import arq_settings, connect_blocking, connect_broker, is_untrusted
 from worker.database import DatabaseAway, connect
 from worker.dev import UNPRIVILEGED_USER, _free_port, _Server
 from worker.migrate import migrate
@@ -151,6 +152,22 @@ async def test_a_postgresql_of_another_name_is_refused(postgres_tls: NetworkedPo
 async def test_a_file_of_certificates_that_isnt_there_is_a_wrong_setting() -> None:
     with pytest.raises(SettingsError, match=r"sslrootcert names a file that isn't there"):
         await connect("postgresql://localhost:1/any?sslmode=verify-full&sslrootcert=/no/such/file", "test")
+
+
+@needs_redis
+async def test_a_redis_of_another_name_is_refused(redis_tls: str, ca: Authority) -> None:
+    url = f"{redis_tls.replace('localhost', '127.0.0.1')}?ssl_ca_certs={ca.file}"
+    client, blocking = connect_broker(url), connect_blocking(url)
+    with pytest.raises(ConnectionError) as refusal:
+        await client.ping()
+    assert is_untrusted(refusal.value)
+    with pytest.raises(ConnectionError, match="127.0.0.1"):
+        blocking.ping()
+    assert arq_settings(url).ssl_check_hostname
+    await client.aclose()
+    unchecked = connect_broker(f"{url}&ssl_check_hostname=false")
+    assert await unchecked.ping()
+    await unchecked.aclose()
 
 
 @needs_redis

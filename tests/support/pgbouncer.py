@@ -28,6 +28,7 @@ admin_users = postgres
 server_round_robin = 1
 default_pool_size = {pool_size}
 server_login_retry = 0.2
+ignore_startup_parameters = {ignored}
 max_client_conn = 500
 """
 
@@ -35,11 +36,11 @@ max_client_conn = 500
 class PgBouncer:
     """Listens on a unix socket alone, and takes every database of `postgres`, as the user postgres."""
 
-    def __init__(self, postgres: EmbeddedPostgres, pool_size: int = 20) -> None:
-        """pool_size: connections to the server for each database."""
+    def __init__(self, postgres: EmbeddedPostgres, pool_size: int = 20, ignored: str = "extra_float_digits") -> None:
+        """pool_size: connections to the server for each database. ignored: the startup parameters that it swallows."""
         self._postgres = postgres
         self._server = _Server("PgBouncer", Signals.SIGINT)
-        self._pool_size = pool_size
+        self._pool_size, self._ignored = pool_size, ignored
         self._psql = postgres._client_bin / "psql"
 
     def url(self, database: str) -> str:
@@ -47,7 +48,9 @@ class PgBouncer:
 
     def start(self) -> None:
         own = self._server.directory
-        config = CONFIG.format(own=own, postgres=self._postgres._socket_dir, pool_size=self._pool_size)
+        config = CONFIG.format(
+            own=own, postgres=self._postgres._socket_dir, pool_size=self._pool_size, ignored=self._ignored
+        )
         (own / "ini").write_text(config)
         (own / "users").write_text('"postgres" ""\n')
         user = UNPRIVILEGED_USER if os.geteuid() == 0 else None  # it refuses to run as root

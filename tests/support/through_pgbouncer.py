@@ -52,6 +52,19 @@ def open_clients(postgres: Bounced, database: str) -> list[str]:
     return leaks._settle(lambda: [f"a connection is still open: {line}" for line in postgres.bouncer.clients(database)])
 
 
+DIFFERS = {
+    "test_one_statement_begins_and_one_marks_it_done": "each BEGIN carries the lock timeout",
+    "test_postgresql_that_refuses_us_is_told_without_the_password": "PgBouncer has one SQLSTATE for all it refuses",
+}
+"""Tests that can't hold behind PgBouncer, and why."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.name in DIFFERS:
+            item.add_marker(pytest.mark.skip(reason=DIFFERS[item.name]))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests() -> None:
     os.environ["WORKER_PGBOUNCER"] = "true"  # for what tests start as a process
