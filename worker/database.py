@@ -172,9 +172,7 @@ def _keep_alive(connection: Driver) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, KEEPALIVE_S * 1000)
 
 
-def create_engine(
-    url: str, *, pool_size: int, application: str = APPLICATION, pgbouncer: bool = False
-) -> AsyncEngine:
+def create_engine(url: str, *, pool_size: int, application: str = APPLICATION, pgbouncer: bool = False) -> AsyncEngine:
     """The one engine of a process. Its pool never grows: jobs wait in Redis, not for a connection.
 
     pgbouncer: whether `url` leads through one in transaction mode.

@@ -64,7 +64,9 @@ async def engine(server: NetworkedPostgres) -> AsyncIterator[AsyncEngine]:
 
 
 @pytest.fixture
-async def workers(network: Network, server: NetworkedPostgres, valkey_url: str) -> AsyncIterator[dict[str, WorkerProcess]]:
+async def workers(
+    network: Network, server: NetworkedPostgres, valkey_url: str
+) -> AsyncIterator[dict[str, WorkerProcess]]:
     """Start a worker on each of two hosts."""
     database_url = f"postgresql://postgres@{server.location}/postgres"
     env = {**ENV, "DATABASE_URL": database_url, "REDIS_URL": valkey_url, "WORKER_CONCURRENCY": "2"}
@@ -77,7 +79,12 @@ async def workers(network: Network, server: NetworkedPostgres, valkey_url: str) 
 
 @pytest.mark.parametrize("commits", [True, False], ids=["its_commit_arrived", "its_commit_did_not"])
 async def test_a_host_that_is_cut_off_in_mid_commit_and_comes_back_after_its_lease_has_one_effect(
-    network: Network, server: NetworkedPostgres, engine: AsyncEngine, workers: dict[str, WorkerProcess], *, commits: bool
+    network: Network,
+    server: NetworkedPostgres,
+    engine: AsyncEngine,
+    workers: dict[str, WorkerProcess],
+    *,
+    commits: bool,
 ) -> None:
     async def commit_waits() -> bool:
         waiting = "select count(*) from pg_stat_activity where query = 'COMMIT;' and wait_event = 'advisory'"

@@ -39,8 +39,9 @@ class WorkerProcess:
         own = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         full_env = {**own, "WORKER_LOG_FORMAT": "json", **env}
         # A session of its own: Ctrl-C on the test run doesn't reach it before the fixture does.
+        command = within(host, WORKER) if host else [WORKER]
         process = await asyncio.create_subprocess_exec(
-            *(within(host, WORKER) if host else (WORKER,)), *args, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=STDOUT, env=full_env,
+            *command, *args, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=STDOUT, env=full_env,
             start_new_session=True, limit=2**24,
         )  # fmt: skip
         return cls(process)

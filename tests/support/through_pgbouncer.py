@@ -68,6 +68,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests() -> None:
     os.environ["WORKER_PGBOUNCER"] = "true"  # for what tests start as a process
-    database.create_engine = partial(database.create_engine, pgbouncer=True)  # type: ignore[assignment]
+    database.create_engine = partial(database.create_engine, pgbouncer=True)
     dev.EmbeddedPostgres = Bounced  # type: ignore[misc]
     leaks.connection_leaks = open_clients  # type: ignore[assignment]
