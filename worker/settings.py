@@ -70,6 +70,8 @@ class Settings(BaseSettings):
     max_transaction_age: float = Field(3600, ge=0, le=30 * 86_400)
     max_waiting_locks: int = Field(50, ge=0, le=100_000)
     """Above any of these chunked jobs wait between their chunks. 0: that isn't looked at."""
+    pgbouncer: bool = False
+    """Whether DATABASE_URL leads through PgBouncer in transaction mode."""
     listen_url: SecretStr | None = None
     """Where LISTEN goes, if not to DATABASE_URL; around a pooler in transaction mode."""
 
@@ -126,6 +128,11 @@ class Settings(BaseSettings):
         """When chunked jobs leave PostgreSQL alone."""
         lag, age = timedelta(seconds=self.max_replication_lag), timedelta(seconds=self.max_transaction_age)
         return Ceiling(lag, age, self.max_waiting_locks)
+
+    @property
+    def listens_at(self) -> SecretStr | None:
+        """The URL to LISTEN at. None: there is none, since a notification finds no way back through PgBouncer."""
+        return self.listen_url or (None if self.pgbouncer else self.database_url)
 
     @property
     def connections(self) -> int:

@@ -107,8 +107,8 @@ class Transactor:
                     raise
             # The lease is ours, so whoever holds the lock has lost it: a zombie.
             await connection.rollback()
-            async with self._zombies.ended_for(connection):
-                driver = await begin(connection, work.handler.isolation)
+            driver = await begin(connection, work.handler.isolation)
+            async with self._zombies.ended_for(driver):
                 return driver, await begin_run(driver)
 
 

@@ -32,6 +32,7 @@ def test_a_place_without_a_worker_has_nothing_but_a_warning(command: Command) ->
         "migrations": "ok",
         "connections": "ok",
         "oldest transaction": "ok",
+        "pooler": "ok",
         "notify": "ok",
         "Redis": "ok",
         "Redis memory": "ok",
