@@ -26,6 +26,8 @@ class _AnyDatetime(type):
 
 
 class _Shifted(_real, metaclass=_AnyDatetime):
+    __slots__ = ()  # code in C looks at its size
+
     @classmethod
     def now(cls, tz: datetime.tzinfo | None = None) -> _real:  # type: ignore[override]  # the plain one, as C code makes it
         return _real.fromtimestamp(time.time(), tz)
