@@ -104,7 +104,8 @@ async def play(options: Options, folder: Path, secrets: Secrets, tell: Callable[
             await produce(means, -options.seed, max(20, options.orders // 50), 0)
             await drained(stage)
             before = await _measured(stage, means)
-            for member in others:
+            for number, member in enumerate(others):
+                member.version = "old" if number else "new"
                 member.start()
             began = time.monotonic()
             await _through_all(stage, means, options, faults, recovery, tell)
