@@ -6,7 +6,7 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.progress import Progress as Bars
 from tests.chaos.report import as_json, show
 from tests.chaos.run import Options, Progress, Report, play
 from tests.chaos.stage import Secrets
+from worker.cli.run import loop_factory
 
 ORDERS, FAULTS, MINUTES, LEASE_S = 10_000, 100, 5.0, 3.0
 JOBS_AN_ORDER = 3
@@ -33,8 +34,8 @@ def chaos(
 ) -> None:
     """Run a shop on embedded servers while workers, servers and lines break, then have PostgreSQL's tables judged.
 
-    Exit code 0 only if every claim holds: each committed enqueue applied exactly once, each rolled-back one never, stock
-    exact, no run open, outbox empty.
+    Exit code 0 only if every claim holds: each committed enqueue applied exactly once, each rolled-back one never,
+    stock exact, no run open, outbox empty.
 
     The seed decides what is broken, when, for how long, and what is ordered. What exactly a fault meets is a matter of
     microseconds, and can't be repeated: run a failing seed several times. More than 150 faults are a soak: those beyond
@@ -74,9 +75,14 @@ def _played(options: Options, folder: Path, secrets: Secrets, console: Console, 
             now = escape(", ".join(progress.current[:3])[:60])
             bars.update(broken, completed=progress.broken, description=f"faults: {now}" if now else "faults")
 
-        # SIGTERM as Ctrl-C: workers and servers must not outlive this.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return asyncio.run(play(options, folder, secrets, tell))
+        async def played() -> Report:
+            # SIGTERM as Ctrl-C: workers and servers must not outlive this.
+            this = cast("asyncio.Task[Report]", asyncio.current_task())
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
+            return await play(options, folder, secrets, tell)
+
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(played())
 
 
 if __name__ == "__main__":

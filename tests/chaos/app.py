@@ -30,6 +30,7 @@ from worker.run import current_run, current_runs
 SLOTS = 8
 """Jobs at once of each worker process."""
 MEET_WITHIN_S = 20
+LINGER_S = 0.3
 
 PATIENT = RetryPolicy(attempts=10_000, base=timedelta(seconds=0.1), factor=2, cap=timedelta(seconds=2))
 """Nothing that the chaos does may make a job dead."""
@@ -41,6 +42,7 @@ select :name, orders.reference, given.job_id
 from unnest(cast(:order_ids as bigint[]), cast(:job_ids as text[])) as given (order_id, job_id)
     left join orders on orders.id = given.order_id
 """)
+_SLEEP = text("select pg_sleep(:s)")
 _WANTED = text("insert into chaos.wanted (name, subject, how) values (:name, :subject, 'handler')")
 
 
@@ -73,6 +75,7 @@ async def place(job: PlaceOrder, session: AsyncSession) -> dict[str, int]:
     began()
     placed = await place_order(job, session)
     await effect(session, PlaceOrder, job.reference)
+    await linger(session)
     await session.execute(_WANTED, {"name": PayOrder.job_name, "subject": job.reference})
     enqueue(session, PayOrder(order_id=placed["order_id"]))
     return placed
@@ -84,6 +87,7 @@ async def pay(job: PayOrder, session: AsyncSession) -> dict[str, int]:
     await session.flush()
     effects = {"name": PayOrder.job_name, "order_ids": [job.order_id], "job_ids": [current_run().job_id]}
     await session.execute(_SHOP_EFFECTS, effects)
+    await linger(session)
     reference = await session.scalar(text("select reference from orders where id = :id"), {"id": job.order_id})
     await session.execute(_WANTED, {"name": ShipOrder.job_name, "subject": reference})
     return paid
@@ -95,6 +99,7 @@ async def ship(jobs: Sequence[ShipOrder], session: AsyncSession) -> list[dict[st
     order_ids, job_ids = [job.order_id for job in jobs], [run.job_id for run in current_runs()]
     effects = {"name": ShipOrder.job_name, "order_ids": order_ids, "job_ids": job_ids}
     await session.execute(_SHOP_EFFECTS, effects)
+    await linger(session)
     return shipped
 
 
@@ -110,7 +115,7 @@ async def wrap(job: Wrap, session: AsyncSession) -> None:
 async def count(job: Count, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
     at = (chunk.cursor or 0) + 1
     await effect(session, Count, f"count-{job.number}-{at}")
-    await asyncio.sleep(0.05)
+    await linger(session)
     return chunk.step(at if at < job.upto else None, done=1, total=job.upto, counts={"chunks": 1})
 
 
@@ -119,6 +124,17 @@ async def meet(job: Meet, session: AsyncSession, barrier: asyncio.Barrier) -> No
     await session.execute(text("select 1"))
     async with asyncio.timeout(MEET_WITHIN_S):
         await barrier.wait()
+
+
+async def linger(session: AsyncSession) -> None:
+    """Between the work and its commit, in a statement or out of one, so that faults meet it there."""
+    match random.randrange(4):
+        case 0:
+            await session.execute(_SLEEP, {"s": random.uniform(0, LINGER_S)})
+        case 1:
+            await asyncio.sleep(random.uniform(0, LINGER_S))
+        case _:
+            pass
 
 
 def began() -> None:

@@ -4,13 +4,12 @@ import asyncio
 import os
 import random
 import signal
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from tests.chaos.crew import Member
 from tests.chaos.plan import Fault
+from tests.chaos.recovery import refilled, taken_over, watch
 from tests.chaos.stage import Stage
 from tests.consumer.redis_proxy import sha_of
 from tests.support.proxy import COMMIT_SENT, COMMITTED, Proxy
@@ -19,44 +18,17 @@ from worker.push import PUSH
 from worker.settle_script import SETTLE
 
 LOOK_EVERY_S = 0.05
-GIVE_UP_S = 60.0
 
-_FINAL = """
-select count(distinct id) from worker.run where id = any($1::text[]) and finished_at is not null
-"""
-_UNSENT = """
-select count(*) from worker.outbox, worker.relay_state as state
-where state.epoch <= $1 or seq <= $2 and not coalesces and (sent_epoch is null or sent_epoch < state.epoch)
-"""
+Act = Callable[[Stage, Fault], Awaitable[None]]
 
 
-@dataclass(slots=True)
-class Recovery:
-    """How long it took until others went on, in seconds; only where no server was away meanwhile."""
-
-    takeovers: list[float] = field(default_factory=list[float])
-    refills: list[float] = field(default_factory=list[float])
-    watches: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
-
-    def watch(self, watching: Callable[[], Awaitable[None]]) -> None:
-        async def run() -> None:
-            await watching()
-
-        task = asyncio.create_task(run())
-        self.watches.add(task)
-        task.add_done_callback(self.watches.discard)
-
-
-Act = Callable[[Stage, Fault, Recovery], Awaitable[None]]
-
-
-async def kill_worker(stage: Stage, fault: Fault, recovery: Recovery) -> None:
+async def kill_worker(stage: Stage, fault: Fault) -> None:
     member = stage.crew[fault.worker]
     async with member.lock:
         member.look()
         pids = set(member.working())
         if fault.choice == "one" and member.processes > 1:
-            pids = {random.Random(fault.dice).choice(sorted(pids))} if pids else set()
+            pids = set(random.Random(fault.dice).sample(sorted(pids), min(1, len(pids))))
         whole = fault.choice == "all" or member.processes == 1
         if fault.choice != "supervisor" or whole:
             # Stopped first, so that what it holds can be read before it is gone.
@@ -66,7 +38,7 @@ async def kill_worker(stage: Stage, fault: Fault, recovery: Recovery) -> None:
             for pid in pids:
                 _signal(pid, signal.SIGKILL)
             if held:
-                recovery.watch(lambda: _taken_over(stage, held, recovery))
+                watch(stage, taken_over(stage, held))
         if whole or fault.choice == "supervisor":
             member.kill()
         await asyncio.sleep(fault.lasts_s)
@@ -74,18 +46,8 @@ async def kill_worker(stage: Stage, fault: Fault, recovery: Recovery) -> None:
             member.start()
 
 
-async def _taken_over(stage: Stage, held: set[str], recovery: Recovery) -> None:
-    began = time.monotonic()
-    while time.monotonic() - began < GIVE_UP_S and stage.was_whole(began):
-        if await stage.value(_FINAL, list(held)) == len(held):
-            recovery.takeovers.append(time.monotonic() - began)
-            return
-        await asyncio.sleep(LOOK_EVERY_S)
-
-
-async def stop_worker(stage: Stage, fault: Fault, recovery: Recovery) -> None:
+async def stop_worker(stage: Stage, fault: Fault) -> None:
     """It wakes when its lease is gone."""
-    del recovery
     member = stage.crew[fault.worker]
     async with member.lock:
         member.look()
@@ -97,15 +59,14 @@ async def stop_worker(stage: Stage, fault: Fault, recovery: Recovery) -> None:
         _signal(pid, signal.SIGCONT)
 
 
-async def crash_postgres(stage: Stage, fault: Fault, recovery: Recovery) -> None:
-    del recovery
+async def crash_postgres(stage: Stage, fault: Fault) -> None:
     async with stage.lock("postgres"), stage.outage():
         await asyncio.to_thread(stage.postgres.crash)
         await asyncio.sleep(fault.lasts_s)
         await asyncio.to_thread(stage.postgres.start)
 
 
-async def wipe_valkey(stage: Stage, fault: Fault, recovery: Recovery) -> None:
+async def wipe_valkey(stage: Stage, fault: Fault) -> None:
     async with stage.lock("valkey"):
         async with stage.outage():
             epoch = await stage.value("select epoch from worker.relay_state")
@@ -114,28 +75,17 @@ async def wipe_valkey(stage: Stage, fault: Fault, recovery: Recovery) -> None:
             await asyncio.to_thread(stage.valkey.start)
         last = await stage.value("select coalesce(max(seq), 0) from worker.outbox")
         if epoch is not None and last:
-            recovery.watch(lambda: _refilled(stage, epoch, last, recovery))
+            watch(stage, refilled(stage, epoch, last))
 
 
-async def _refilled(stage: Stage, epoch: int, last: int, recovery: Recovery) -> None:
-    began = time.monotonic()
-    while time.monotonic() - began < GIVE_UP_S and stage.was_whole(began + 1):
-        if await stage.value(_UNSENT, epoch, last) == 0:
-            recovery.refills.append(time.monotonic() - began)
-            return
-        await asyncio.sleep(LOOK_EVERY_S)
-
-
-async def freeze_valkey(stage: Stage, fault: Fault, recovery: Recovery) -> None:
-    del recovery
+async def freeze_valkey(stage: Stage, fault: Fault) -> None:
     async with stage.lock("valkey"), stage.outage():
         _signal(stage.valkey.pid, signal.SIGSTOP)
         await asyncio.sleep(fault.lasts_s)
         _signal(stage.valkey.pid, signal.SIGCONT)
 
 
-async def terminate_backends(stage: Stage, fault: Fault, recovery: Recovery) -> None:
-    del recovery
+async def terminate_backends(stage: Stage, fault: Fault) -> None:
     pids = await stage.value(
         "select coalesce(array_agg(pid order by pid), '{}') from pg_stat_activity where usename = 'chaos'"
     )
@@ -145,14 +95,12 @@ async def terminate_backends(stage: Stage, fault: Fault, recovery: Recovery) -> 
     await stage.value("select count(pg_terminate_backend(pid)) from unnest($1::int[]) as pid", chosen)
 
 
-async def cut_lines(stage: Stage, fault: Fault, recovery: Recovery) -> None:
-    del recovery
+async def cut_lines(stage: Stage, fault: Fault) -> None:
     _line(stage, fault, fault.choice).hang_up()
 
 
-async def lose_commit(stage: Stage, fault: Fault, recovery: Recovery) -> None:
+async def lose_commit(stage: Stage, fault: Fault) -> None:
     """The next commit's connection breaks, before the server has it or before the client hears of it."""
-    del recovery
     for line in (stage.crew[fault.worker].postgres, stage.producers):
         if fault.choice == "sent":
             line.cut_before = COMMIT_SENT
@@ -160,24 +108,21 @@ async def lose_commit(stage: Stage, fault: Fault, recovery: Recovery) -> None:
             line.cut_after = COMMITTED
 
 
-async def lose_answer(stage: Stage, fault: Fault, recovery: Recovery) -> None:
+async def lose_answer(stage: Stage, fault: Fault) -> None:
     """Redis does what it is asked, and the connection breaks."""
-    del recovery
     script = {"claim": CLAIM, "settle": SETTLE, "push": PUSH}[fault.choice]
     stage.crew[fault.worker].valkey.lose_answer_to(sha_of(script))
 
 
-async def delay_lines(stage: Stage, fault: Fault, recovery: Recovery) -> None:
-    del recovery
+async def delay_lines(stage: Stage, fault: Fault) -> None:
     line = _line(stage, fault, fault.choice)
     line.delay_s = random.Random(fault.dice).uniform(0.01, 0.3)
     await asyncio.sleep(fault.lasts_s)
     line.delay_s = 0.0
 
 
-async def swallow_lines(stage: Stage, fault: Fault, recovery: Recovery) -> None:
+async def swallow_lines(stage: Stage, fault: Fault) -> None:
     """A black hole in mid-statement; then all comes through at last, or the line is cut."""
-    del recovery
     choices = ("postgres", "valkey") if fault.choice == "both" else (fault.choice,)
     lines = [_line(stage, fault, choice) for choice in choices]
     async with stage.lock(f"lines of {fault.worker}"):
@@ -190,9 +135,8 @@ async def swallow_lines(stage: Stage, fault: Fault, recovery: Recovery) -> None:
             line.release()
 
 
-async def refuse_connections(stage: Stage, fault: Fault, recovery: Recovery) -> None:
+async def refuse_connections(stage: Stage, fault: Fault) -> None:
     """The server is away, as seen from one worker."""
-    del recovery
     async with stage.lock(f"lines of {fault.worker}"):
         line = _line(stage, fault, fault.choice)
         await line.stop()
@@ -200,14 +144,12 @@ async def refuse_connections(stage: Stage, fault: Fault, recovery: Recovery) -> 
         await line.start()
 
 
-async def shift_clock(stage: Stage, fault: Fault, recovery: Recovery) -> None:
-    del recovery
+async def shift_clock(stage: Stage, fault: Fault) -> None:
     await _replace(stage.crew[fault.worker], clock_shift_s=float(fault.choice))
 
 
-async def deploy(stage: Stage, fault: Fault, recovery: Recovery) -> None:
+async def deploy(stage: Stage, fault: Fault) -> None:
     """The other version, or the same again; all three may differ meanwhile."""
-    del recovery
     stage.crew[fault.worker].version = fault.choice
     await _replace(stage.crew[fault.worker], clock_shift_s=0)
 
@@ -219,13 +161,12 @@ async def _replace(member: Member, clock_shift_s: float) -> None:
         member.start(clock_shift_s)
 
 
-async def fill_disk(stage: Stage, fault: Fault, recovery: Recovery) -> None:
-    del recovery
+async def fill_disk(stage: Stage, fault: Fault) -> None:
     async with stage.lock("disk"):
         await stage.value("insert into chaos.trouble values ($1) on conflict do nothing returning 1", fault.choice)
         await asyncio.sleep(fault.lasts_s)
-        while await stage.value("with gone as (delete from chaos.trouble returning 1) select 1") is None:
-            await asyncio.sleep(LOOK_EVERY_S)  # PostgreSQL is away
+        while await stage.value("with gone as (delete from chaos.trouble) select 1") is None:  # noqa: ASYNC110 - away
+            await asyncio.sleep(LOOK_EVERY_S)
 
 
 def _line(stage: Stage, fault: Fault, server: str) -> Proxy:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
 EXPLAINED = ("DiskFullError",)
 """What the chaos itself has PostgreSQL answer; whoever runs a real one wants to be told."""
 

@@ -27,7 +27,8 @@ from worker.queue import Queue
 
 PRODUCERS = 4
 BEFORE_ANOTHER_TRY_S = 0.2
-CHUNKS = 30
+BESIDE, COUNTS, CHUNKS = 0.1, 0.05, 30
+"""How often another job comes with an order, how often a chunked one with that, and its chunks."""
 TROUBLE = (DBAPIError, DatabaseAway, RedisError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 ANSWER_WITHIN_S = 10
 
@@ -51,8 +52,8 @@ class Means:
         return self.numbers
 
 
-async def produce(means: Means, seed: int, orders: int, seconds: float) -> None:
-    """Place `orders` orders, evenly over `seconds`."""
+async def produce(means: Means, seed: int, orders: int, seconds: float, *, most_s: float) -> None:
+    """Place `orders` orders, evenly over `seconds`; those that weren't placed after `most_s` stay away."""
     began = asyncio.get_running_loop().time()
     due = iter([began + seconds * number / orders for number in range(orders)])
     redis = connect_broker(means.redis_url)
@@ -60,7 +61,7 @@ async def produce(means: Means, seed: int, orders: int, seconds: float) -> None:
         async with asyncio.TaskGroup() as group:
             for number in range(PRODUCERS):
                 dice = random.Random(f"producer {seed} {number}")
-                group.create_task(_Producer(means, Queue(redis), dice).run(due))
+                group.create_task(_Producer(means, Queue(redis), dice).run(due, began + most_s))
     finally:
         await redis.aclose()
 
@@ -71,21 +72,22 @@ class _Producer:
         self._queue = queue
         self._dice = dice
 
-    async def run(self, due: Iterator[float]) -> None:
+    async def run(self, due: Iterator[float], until: float) -> None:
         ways: dict[str, Callable[[PlaceOrder], Awaitable[None]]] = {
             "transaction": self._in_transaction, "sql": self._by_sql, "direct": self._direct, "twice": self._twice,
         }  # fmt: skip
         loop = asyncio.get_running_loop()
         for at in due:
             await asyncio.sleep(max(0.0, at - loop.time()))
-            while True:
+            while loop.time() < until:
                 [how] = self._dice.choices(list(ways), weights=(5, 3, 2, 1))
                 number = self._means.next_number()
                 try:
                     async with asyncio.timeout(ANSWER_WITHIN_S):
                         await self._roll_back(self._order(f"never-{number}"))
                         await ways[how](self._order(f"{how}-{number}"))
-                        await self._beside(number)
+                        if self._dice.random() < BESIDE:
+                            await self._beside(number)
                 except TROUBLE:
                     self._means.enqueued["not known"] += 1
                     await asyncio.sleep(BEFORE_ANOTHER_TRY_S)
@@ -142,11 +144,10 @@ class _Producer:
     async def _beside(self, number: int) -> None:
         """Now and then something else than an order."""
         async with AsyncSession(self._means.engine) as session, session.begin():
-            if self._dice.random() < 0.1:
-                wanted = {"name": Wrap.job_name, "subject": f"wrap-{number}", "how": "transaction", "expect": "done"}
-                await session.execute(_WANTED, wanted)
-                enqueue(session, Wrap(number=number, token=self._means.secrets.token))
-            if self._dice.random() < 0.005:
+            wanted = {"name": Wrap.job_name, "subject": f"wrap-{number}", "how": "transaction", "expect": "done"}
+            await session.execute(_WANTED, wanted)
+            enqueue(session, Wrap(number=number, token=self._means.secrets.token))
+            if self._dice.random() < COUNTS:
                 await session.execute(
                     _WANTED,
                     [

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.chaos import logs
 from tests.chaos.app import SLOTS, Meet
-from tests.chaos.crew import Member, resident_mb
-from tests.chaos.faults import ACTS, Recovery
+from tests.chaos.crew import resident_mb
+from tests.chaos.faults import ACTS
 from tests.chaos.judge import Verdict, judge, lost_direct, shown
 from tests.chaos.plan import WITNESS, Fault, by_kind, plan, span_s
 from tests.chaos.producers import Means, produce
@@ -97,18 +96,17 @@ async def play(options: Options, folder: Path, secrets: Secrets, tell: Callable[
         engine = create_engine(stage.url_through(stage.producers), pool_size=8, application="ratchet chaos")
         means = Means(engine, stage.valkey.url, secrets)
         witness, others = stage.crew[WITNESS], stage.crew[WITNESS + 1 :]
-        recovery = Recovery()
         try:
             witness.version = "new"
             witness.start()
-            await produce(means, -options.seed, max(20, options.orders // 50), 0)
+            await produce(means, -options.seed, max(20, options.orders // 50), 0, most_s=AROUND_S)
             await drained(stage)
             before = await _measured(stage, means)
             for number, member in enumerate(others):
                 member.version = "old" if number else "new"
                 member.start()
             began = time.monotonic()
-            await _through_all(stage, means, options, faults, recovery, tell)
+            await _through_all(stage, means, options, faults, tell)
             await _mend(stage)
             await drained(stage)
             seconds = time.monotonic() - began
@@ -119,7 +117,7 @@ async def play(options: Options, folder: Path, secrets: Secrets, tell: Callable[
             await engine.dispose()
         starts = witness.starts
         await witness.stop()
-        return await _judged(stage, options, faults, recovery, means, before, after, seconds, starts)
+        return await _judged(stage, options, faults, means, before, after, seconds, starts)
 
 
 async def _through_all(
@@ -127,7 +125,6 @@ async def _through_all(
     means: Means,
     options: Options,
     faults: Sequence[Fault],
-    recovery: Recovery,
     tell: Callable[[Progress], None],
 ) -> None:
     progress = Progress()
@@ -137,7 +134,7 @@ async def _through_all(
         await asyncio.sleep(max(0.0, began + fault.at_s - asyncio.get_running_loop().time()))
         progress.current.append(str(fault))
         try:
-            await ACTS[fault.kind](stage, fault, recovery)
+            await ACTS[fault.kind](stage, fault)
         finally:
             progress.current.remove(str(fault))
             progress.broken += 1
@@ -151,10 +148,11 @@ async def _through_all(
     telling = asyncio.create_task(told())
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(produce(means, options.seed, options.orders, span_s(faults)))
+            most_s = options.minutes * 60 - AROUND_S / 2
+            group.create_task(produce(means, options.seed, options.orders, span_s(faults), most_s=most_s))
             for fault in faults:
                 group.create_task(broken(fault))
-        await asyncio.gather(*recovery.watches)
+        await asyncio.gather(*stage.watches)
     finally:
         telling.cancel()
         await asyncio.gather(telling, return_exceptions=True)
@@ -202,7 +200,6 @@ async def _judged(
     stage: Stage,
     options: Options,
     faults: Sequence[Fault],
-    recovery: Recovery,
     means: Means,
     before: Footprint,
     after: Footprint,
@@ -214,7 +211,7 @@ async def _judged(
         verdicts = await judge(connection)
         lost = await lost_direct(connection)
         effects: int = await connection.fetchval("select count(*) from chaos.effect")
-    takeover, refill = max(recovery.takeovers, default=None), max(recovery.refills, default=None)
+    takeover, refill = max(stage.takeovers_s, default=None), max(stage.refills_s, default=None)
     verdicts += [
         _no("no worker ended by itself", [line for member in stage.crew for line in member.surprises] + told.deaths),
         _no("no worker met what nobody expected", told.faults),
@@ -222,12 +219,12 @@ async def _judged(
         Verdict(
             f"a killed worker's jobs were done elsewhere within {TAKEOVER_S:g} s",
             takeover is None or takeover <= TAKEOVER_S,
-            f"{len(recovery.takeovers)} measured" + (f", {takeover:.1f} s at most" if takeover else ""),
+            f"{len(stage.takeovers_s)} measured" + (f", {takeover:.1f} s at most" if takeover else ""),
         ),
         Verdict(
             f"an emptied Redis was refilled within {REFILL_S:g} s",
             refill is None or refill <= REFILL_S,
-            f"{len(recovery.refills)} measured" + (f", {refill:.1f} s at most" if refill else ""),
+            f"{len(stage.refills_s)} measured" + (f", {refill:.1f} s at most" if refill else ""),
         ),
         Verdict(
             "the long-lived worker was never started again, and has no more connections than before",
@@ -237,8 +234,8 @@ async def _judged(
         ),
     ]
     return Report(
-        options, by_kind(faults), means.enqueued, verdicts, told, lost, takeover, len(recovery.takeovers), refill,
-        len(recovery.refills), before, after, effects, round(seconds, 1), str(stage.folder),
+        options, by_kind(faults), means.enqueued, verdicts, told, lost, takeover, len(stage.takeovers_s), refill,
+        len(stage.refills_s), before, after, effects, round(seconds, 1), str(stage.folder),
     )  # fmt: skip
 
 

@@ -62,6 +62,12 @@ class Stage:
     outages: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
     """When a server was away for everybody, by time.monotonic()."""
 
+    takeovers_s: list[float] = field(default_factory=list[float])
+    refills_s: list[float] = field(default_factory=list[float])
+    """How long it took until others went on; only where no server was away meanwhile."""
+    watches: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+    """What measures that."""
+
     def lock(self, of: str) -> asyncio.Lock:
         """Held by whoever breaks `of`."""
         return self.locks.setdefault(of, asyncio.Lock())
@@ -87,7 +93,7 @@ class Stage:
 
     async def held_by(self, pids: set[int]) -> set[str]:
         """The ids of the jobs that these processes hold; none while Valkey is away."""
-        redis = Redis.from_url(self.valkey.url, socket_timeout=1, socket_connect_timeout=1)
+        redis: Any = Redis.from_url(self.valkey.url, socket_timeout=1, socket_connect_timeout=1)
         try:
             names = {worker.name for worker in await live_workers(redis) if worker.pid in pids}
             keys: list[bytes] = [key async for key in redis.scan_iter(f"{IN_PROGRESS_KEY}*", count=1000)]

@@ -39,8 +39,8 @@ BAD = {
     ),
     "of no order": ("insert into chaos.effect (name, subject, job_id) select 'orders.ship', '?', 'n'", "rolled back"),
     "direct twice": (
-        "insert into chaos.effect (name, subject, job_id) select 'orders.place', 'direct-2', 'n' "
-        "from generate_series(1, 2)",
+        """insert into chaos.effect (name, subject, job_id) values
+        ('orders.place', 'direct-2', 'n'), ('orders.place', 'direct-2', 'n')""",
         "at most once",
     ),
     "refused and applied": (

@@ -1,7 +1,6 @@
 """One short seed of the whole: a shop, three workers, faults of twelve kinds, and the judge."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 

@@ -12,9 +12,9 @@ from worker.cli.run import loop_factory
 
 def test_a_command_on_a_closed_connection_is_a_lost_connection(redis_url: str) -> None:
     async def send() -> None:
-        client = connect_broker(redis_url)
+        client: Any = connect_broker(redis_url)
         try:
-            connection: Any = await client.connection_pool.get_connection()
+            connection = await client.connection_pool.get_connection()
             connection._writer.transport.abort()
             await asyncio.sleep(0)
             await connection.send_command("PING")

@@ -139,6 +139,8 @@ class Proxy:
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         await self._passes.wait()
+        if writer.is_closing():  # uvloop refuses to write then
+            raise _Ended
         writer.write(data)
         with suppress(ConnectionError):
             await writer.drain()
