@@ -18,6 +18,7 @@ from worker.push import PUSH
 from worker.settle_script import SETTLE
 
 LOOK_EVERY_S = 0.05
+LOOKS = 40
 
 Act = Callable[[Stage, Fault], Awaitable[None]]
 
@@ -31,10 +32,7 @@ async def kill_worker(stage: Stage, fault: Fault) -> None:
             pids = set(random.Random(fault.dice).sample(sorted(pids), min(1, len(pids))))
         whole = fault.choice == "all" or member.processes == 1
         if fault.choice != "supervisor" or whole:
-            # Stopped first, so that what it holds can be read before it is gone.
-            for pid in pids:
-                _signal(pid, signal.SIGSTOP)
-            held = await stage.held_by(pids)
+            held = await _stopped_at_work(stage, pids)
             for pid in pids:
                 _signal(pid, signal.SIGKILL)
             if held:
@@ -54,9 +52,25 @@ async def stop_worker(stage: Stage, fault: Fault) -> None:
         if not (pids := member.working()):
             return
         pid = random.Random(fault.dice).choice(pids)
-        _signal(pid, signal.SIGSTOP)
+        await _stopped_at_work(stage, {pid})
         await asyncio.sleep(fault.lasts_s)
         _signal(pid, signal.SIGCONT)
+
+
+async def _stopped_at_work(stage: Stage, pids: set[int]) -> set[str]:
+    """Stop these processes while they hold jobs, and return whose ids; none where they had none for too long."""
+    for _ in range(LOOKS):
+        for pid in pids:
+            _signal(pid, signal.SIGSTOP)
+        # What a stopped process holds stays, so it can be read.
+        if held := await stage.held_by(pids):
+            return held
+        for pid in pids:
+            _signal(pid, signal.SIGCONT)
+        await asyncio.sleep(LOOK_EVERY_S)
+    for pid in pids:
+        _signal(pid, signal.SIGSTOP)
+    return set()
 
 
 async def crash_postgres(stage: Stage, fault: Fault) -> None:

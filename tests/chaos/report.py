@@ -1,9 +1,9 @@
 """What a run shows: tables for people, JSON for machines."""
 
 import json
-from dataclasses import asdict
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
@@ -12,8 +12,8 @@ from tests.chaos.run import Report
 
 def as_json(report: Report) -> str:
     """One object. `told.events` counts the log's lines by event."""
-    told: dict[str, Any] = asdict(report)
-    return json.dumps({"holds": report.holds, **told}, indent=2, default=str)
+    fields: dict[str, Any] = TypeAdapter(Report).dump_python(report, mode="json")
+    return json.dumps({"holds": report.holds, **fields}, indent=2)
 
 
 def show(console: Console, report: Report) -> None:

@@ -43,6 +43,8 @@ class Options:
     faults: int
     minutes: float
     lease_s: float
+    processes: tuple[int, int, int] = (1, 2, 1)
+    """Of each worker; one with more than one has a supervisor."""
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ class Report:
 async def play(options: Options, folder: Path, secrets: Secrets, tell: Callable[[Progress], None]) -> Report:
     """Everything that a run writes goes into `folder`."""
     faults = plan(options.seed, options.faults, max(5.0, options.minutes * 60 - AROUND_S))
-    async with staged(folder, secrets, lease_s=options.lease_s) as stage:
+    async with staged(folder, secrets, options.processes, lease_s=options.lease_s) as stage:
         engine = create_engine(stage.url_through(stage.producers), pool_size=8, application="ratchet chaos")
         means = Means(engine, stage.valkey.url, secrets)
         witness, others = stage.crew[WITNESS], stage.crew[WITNESS + 1 :]

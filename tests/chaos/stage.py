@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +24,6 @@ from worker.migrate import migrate
 from worker.wire import IN_PROGRESS_KEY
 
 DATABASE, ROLE = "shop", "chaos"
-PROCESSES = (1, 2, 1)
-"""Of each worker; the second has a supervisor."""
 SKUS, SCARCE = 40, "scarce"
 PLENTY = 1_000_000
 USERS = 50
@@ -141,7 +139,7 @@ def postgres_url(secrets: Secrets, proxy: Proxy) -> str:
 
 
 @asynccontextmanager
-async def staged(folder: Path, secrets: Secrets, *, lease_s: float) -> AsyncGenerator[Stage]:
+async def staged(folder: Path, secrets: Secrets, processes: Sequence[int], *, lease_s: float) -> AsyncGenerator[Stage]:
     """Servers that run, a shop that is open, and workers that aren't started yet."""
     hba = folder / "pg_hba.conf"
     hba.write_text("local all postgres trust\nlocal all all scram-sha-256\n")
@@ -165,7 +163,7 @@ async def staged(folder: Path, secrets: Secrets, *, lease_s: float) -> AsyncGene
             to_postgres, to_valkey = lines[2 * number : 2 * number + 2]
             environment = _environment(secrets, to_postgres, to_valkey, lease_s)
             name = f"worker-{number + 1}"
-            crew.append(Member(name, PROCESSES[number], folder, environment, to_postgres, to_valkey))
+            crew.append(Member(name, processes[number], folder, environment, to_postgres, to_valkey))
         yield Stage(postgres, valkey, crew, producers, secrets, folder, postgres.database_url(DATABASE))
     finally:
         for member in crew:

@@ -14,7 +14,7 @@ def test_a_short_run_satisfies_the_judge(tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("chaos")
     for path in (folder, *folder.parents[:2]):  # PostgreSQL's user reads a file here
         path.chmod(0o755)
-    options = Options(SEED, ORDERS, FAULTS, minutes=1.1, lease_s=2)
+    options = Options(SEED, ORDERS, FAULTS, minutes=1.1, lease_s=2, processes=(1, 1, 1))
     report = asyncio.run(play(options, folder, Secrets("pw-planted", "tk-planted"), lambda _: None))
     assert [verdict for verdict in report.verdicts if not verdict.holds] == []
     assert sum(report.faults.values()) == FAULTS
