@@ -7,7 +7,7 @@ import pytest
 from tests.chaos.run import Options, play
 from tests.chaos.stage import Secrets
 
-SEED, ORDERS, FAULTS = 11, 300, 12
+SEED, ORDERS, FAULTS = 11, 200, 12
 
 
 def test_a_short_run_satisfies_the_judge(tmp_path_factory: pytest.TempPathFactory) -> None:
