@@ -57,8 +57,8 @@ async def stop_worker(stage: Stage, fault: Fault) -> None:
         _signal(pid, signal.SIGCONT)
 
 
-async def _stopped_at_work(stage: Stage, pids: set[int]) -> set[str]:
-    """Stop these processes while they hold jobs, and return whose ids; none where they had none for too long."""
+async def _stopped_at_work(stage: Stage, pids: set[int]) -> dict[str, bytes]:
+    """Stop these processes while they hold jobs, and return those with their tokens; none if they had none for long."""
     for _ in range(LOOKS):
         for pid in pids:
             _signal(pid, signal.SIGSTOP)
@@ -70,7 +70,7 @@ async def _stopped_at_work(stage: Stage, pids: set[int]) -> set[str]:
         await asyncio.sleep(LOOK_EVERY_S)
     for pid in pids:
         _signal(pid, signal.SIGSTOP)
-    return set()
+    return {}
 
 
 async def crash_postgres(stage: Stage, fault: Fault) -> None:

@@ -45,6 +45,8 @@ KINDS: tuple[Kind, ...] = (
     Kind("fill disk", (0.3, 1.5), ("handler", "commit", "run", "outbox")),
     Kind("deploy", (0.0, 0.0), ("old", "new", "new"), spares_witness=True),
 )
+MEASURED = (Kind("kill worker", (0.5, 0.5), ("all",), spares_witness=True), Kind("wipe valkey", (0.5, 0.5)))
+"""These come first and alone, so that what follows on them can be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +68,26 @@ class Fault:
         return f"{self.kind}{where} ({self.worker + 1})"
 
 
-def plan(seed: int, faults: int, within_s: float, kinds: Sequence[Kind] = KINDS) -> tuple[Fault, ...]:
+def plan(seed: int, faults: int, within_s: float, *, quiet_s: float = 0) -> tuple[Fault, ...]:
     """`faults` faults by their time. Each kind comes once before any comes twice; the rest is drawn.
 
-    They are spread over a time that suits their number, at most `within_s`.
+    They are spread over a time that suits their number, at most `within_s`. With `quiet_s` those of MEASURED come
+    before them, each with so much time for itself.
     """
     dice = random.Random(f"faults {seed}")
-    dealt = dice.sample(kinds, len(kinds))
-    heavy, cheap = kinds, [kind for kind in kinds if kind.cheap]
+    first = [_fault(dice, at, kind, 1 + quiet_s * at) for at, kind in enumerate(MEASURED if quiet_s else ())]
+    dealt = dice.sample(KINDS, len(KINDS))
+    heavy, cheap = KINDS, [kind for kind in KINDS if kind.cheap]
     chosen = [
         dealt[number] if number < len(dealt) else dice.choice(heavy if number < HEAVY_AT_MOST else cheap)
-        for number in range(faults)
+        for number in range(faults - len(first))
     ]
     span_s = min(within_s, sum(CHEAP_EVERY_S if kind.cheap else HEAVY_EVERY_S for kind in chosen))
-    times = sorted(dice.uniform(0, span_s) for _ in chosen)
+    begin_s = 1 + quiet_s * len(first)
+    times = sorted(begin_s + dice.uniform(0, span_s) for _ in chosen)
     dice.shuffle(chosen)
-    return tuple(
-        _fault(dice, number, kind, at_s) for number, (kind, at_s) in enumerate(zip(chosen, times, strict=True))
-    )
+    dated = enumerate(zip(chosen, times, strict=True), len(first))
+    return (*first, *(_fault(dice, number, kind, at_s) for number, (kind, at_s) in dated))
 
 
 def _fault(dice: random.Random, number: int, kind: Kind, at_s: float) -> Fault:

@@ -14,7 +14,7 @@ from tests.chaos.app import SLOTS, Meet
 from tests.chaos.crew import resident_mb
 from tests.chaos.faults import ACTS
 from tests.chaos.judge import Verdict, judge, lost_direct, shown
-from tests.chaos.plan import WITNESS, Fault, by_kind, plan, span_s
+from tests.chaos.plan import KINDS, WITNESS, Fault, by_kind, plan, span_s
 from tests.chaos.producers import Means, produce
 from tests.chaos.stage import Secrets, Stage, staged
 from worker.database import create_engine
@@ -22,9 +22,12 @@ from worker.outbox import enqueue
 from worker.settings import SPARE_CONNECTIONS
 
 LOOK_EVERY_S = 0.25
+START_S = 60.0
 DRAIN_S = 120.0
 """After the last fault was mended."""
 TAKEOVER_S, REFILL_S = 20.0, 30.0
+QUIET_S, MEASURED_FROM = 3.0, 2 * len(KINDS)
+"""From so many faults on, a kill and a wipe come before the others, and are left alone for two leases and a little."""
 AROUND_S = 60.0
 """What opening, draining and judging may take of the minutes that were given."""
 
@@ -93,7 +96,9 @@ class Report:
 
 async def play(options: Options, folder: Path, secrets: Secrets, tell: Callable[[Progress], None]) -> Report:
     """Everything that a run writes goes into `folder`."""
-    faults = plan(options.seed, options.faults, max(5.0, options.minutes * 60 - AROUND_S))
+    quiet_s = 2 * options.lease_s + QUIET_S if options.faults >= MEASURED_FROM else 0.0
+    within_s = max(5.0, options.minutes * 60 - AROUND_S - 2 * quiet_s)
+    faults = plan(options.seed, options.faults, within_s, quiet_s=quiet_s)
     async with staged(folder, secrets, options.processes, lease_s=options.lease_s) as stage:
         engine = create_engine(stage.url_through(stage.producers), pool_size=8, application="ratchet chaos")
         means = Means(engine, stage.valkey.url, secrets)
@@ -107,6 +112,7 @@ async def play(options: Options, folder: Path, secrets: Secrets, tell: Callable[
             for number, member in enumerate(others):
                 member.version = "old" if number else "new"
                 member.start()
+            await _all_there(stage, sum(options.processes))
             began = time.monotonic()
             await _through_all(stage, means, options, faults, tell)
             await _mend(stage)
@@ -158,6 +164,15 @@ async def _through_all(
     finally:
         telling.cancel()
         await asyncio.gather(telling, return_exceptions=True)
+
+
+async def _all_there(stage: Stage, processes: int) -> None:
+    """Wait until so many processes say that they live, or for START_S."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if await stage.living() >= processes:
+            return
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def _mend(stage: Stage) -> None:

@@ -89,22 +89,39 @@ class Stage:
                 return await connection.fetchval(query, *args)
         return None
 
-    async def held_by(self, pids: set[int]) -> set[str]:
-        """The ids of the jobs that these processes hold; none while Valkey is away."""
+    async def held_by(self, pids: set[int]) -> dict[str, bytes]:
+        """The jobs that these processes hold, and each one's token; none while Valkey is away."""
         redis: Any = Redis.from_url(self.valkey.url, socket_timeout=1, socket_connect_timeout=1)
         try:
             names = {worker.name for worker in await live_workers(redis) if worker.pid in pids}
             keys: list[bytes] = [key async for key in redis.scan_iter(f"{IN_PROGRESS_KEY}*", count=1000)]
-            tokens: list[bytes | None] = await redis.mget(keys) if keys else []
         except (RedisError, OSError):
-            return set()
+            return {}
         finally:
             await redis.aclose()
-        return {
-            key.decode().removeprefix(IN_PROGRESS_KEY)
-            for key, token in zip(keys, tokens, strict=True)
-            if token and token.decode().partition(".")[0] in names
-        }
+        held = await self.tokens([key.decode().removeprefix(IN_PROGRESS_KEY) for key in keys])
+        return {job_id: token for job_id, token in held.items() if token.decode().partition(".")[0] in names}
+
+    async def tokens(self, job_ids: Sequence[str]) -> dict[str, bytes]:
+        """By whom these jobs are held, where they are; none while Valkey is away."""
+        redis: Any = Redis.from_url(self.valkey.url, socket_timeout=1, socket_connect_timeout=1)
+        try:
+            found: list[bytes | None] = await redis.mget([IN_PROGRESS_KEY + job_id for job_id in job_ids] or ["-"])
+        except (RedisError, OSError):
+            return {}
+        finally:
+            await redis.aclose()
+        return {job_id: token for job_id, token in zip(job_ids, found, strict=False) if token}
+
+    async def living(self) -> int:
+        """Worker processes that say so."""
+        redis = Redis.from_url(self.valkey.url, socket_timeout=1, socket_connect_timeout=1)
+        try:
+            return len(await live_workers(redis))
+        except (RedisError, OSError):
+            return 0
+        finally:
+            await redis.aclose()
 
     async def queued(self) -> int | None:
         """Jobs in Redis; None while it is away."""

@@ -17,6 +17,13 @@ def test_each_kind_comes_before_any_comes_twice() -> None:
     assert set(by_kind(plan(1, 10, 60)).values()) == {0, 1}
 
 
+def test_a_kill_and_a_wipe_may_come_first_to_be_measured() -> None:
+    first, second, third, *_ = faults = plan(1, 40, 60, quiet_s=9)
+    assert [(first.kind, first.at_s), (second.kind, second.at_s)] == [("kill worker", 1), ("wipe valkey", 10)]
+    assert third.at_s >= 19
+    assert [fault.number for fault in faults] == list(range(40))
+
+
 def test_each_kind_can_be_done() -> None:
     assert ACTS.keys() == {kind.name for kind in KINDS}
 
