@@ -30,6 +30,10 @@ dev: $(READY) ## Run the embedded servers and a worker until Ctrl-C
 bench: $(READY) .bench/.ready $(PEERS:%=.bench/peers/%/.ready) ## Measure against arq, SAQ, taskiq, … and a plain loop (ARGS=--quick: in a few minutes; --help)
 	$(BIN)/python -m bench $(ARGS)
 
+.PHONY: chaos
+chaos: $(READY) ## Break workers, servers and lines while 10,000 orders go through, and judge (ARGS='--seed 1 --orders 500 …'; --help)
+	$(BIN)/python -m tests.chaos $(ARGS)
+
 .PHONY: lint
 lint: $(READY) ## Check style, format, types and import rules
 	$(BIN)/ruff check

@@ -12,6 +12,7 @@ from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.sentinel import Sentinel
 
+from worker.redis_connection import OURS
 from worker.wire import deserialize, serialize
 
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 5.0, 10.0
@@ -30,6 +31,7 @@ def connect_broker(url: str) -> ArqRedis:
         client: Any = sentinels.master_for(service, ArqRedis, _Pool, **OPTIONS)
     else:
         client = ArqRedis.from_url(url, **OPTIONS, **_checks(url), **timeouts)
+    client.connection_pool.connection_class = OURS[client.connection_pool.connection_class]
     client.job_serializer = serialize
     client.job_deserializer = deserialize
     made: ArqRedis = client
