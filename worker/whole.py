@@ -7,10 +7,12 @@ import uuid
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from worker.errors import Permanent
 from worker.shield import in_thread, stop_if_cancelled, to_its_end
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -61,15 +63,15 @@ def put_whole(url: str) -> Generator[BinaryIO]:
 
 
 @asynccontextmanager
-async def in_threads(opening: AbstractContextManager[BinaryIO]) -> AsyncGenerator[BinaryIO]:
-    """Either of them, opened and ended in a thread: fsync takes as long as the disk does, and a store even longer.
+async def in_threads(opening: AbstractContextManager[T]) -> AsyncGenerator[T]:
+    """Such a file, opened and ended in a thread: fsync takes as long as the disk does, and a store even longer.
 
     Whoever is cancelled meanwhile, no thread goes on, and no draft is left.
     """
-    file = await to_its_end(asyncio.to_thread(opening.__enter__))
+    opened = await to_its_end(asyncio.to_thread(opening.__enter__))
     try:
         stop_if_cancelled()
-        yield file
+        yield opened
     except BaseException as error:
         if not await to_its_end(asyncio.to_thread(opening.__exit__, type(error), error, error.__traceback__)):
             raise

@@ -1,7 +1,8 @@
 """The file formats of users.export. Each writes a select's rows into a file, and returns how many there were."""
 
 import importlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from sqlalchemy import Boolean, ColumnElement, DateTime, Text, cast, select
@@ -9,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.bulk import AnySelect, copy_csv, copy_ndjson
 from worker.errors import Permanent
-from worker.shield import in_thread
+from worker.streaming import Write
+from worker.whole import in_threads
 
 COLUMNS = ("id", "email", "name", "is_active", "last_seen_at", "created_at")
 
@@ -42,45 +44,41 @@ async def _ndjson(session: AsyncSession, rows: AnySelect, file: BinaryIO) -> int
 
 async def _parquet(session: AsyncSession, rows: AnySelect, file: BinaryIO) -> int:
     """Raises Permanent where pyarrow isn't installed."""
-    parquet = await in_thread(_Parquet, file)
+    async with in_threads(_row_groups(file)) as write:
+        return await copy_csv(session, rows, write, header=False, piece_bytes=ROW_GROUP_BYTES)
+
+
+@contextmanager
+def _row_groups(file: BinaryIO) -> Generator[Write]:
+    """What makes a row group of lines of CSV: Arrow reads them faster than Python makes values of rows.
+
+    pyarrow is an extra, and has no types.
+    """
     try:
-        return await copy_csv(session, rows, parquet.write, header=False, piece_bytes=ROW_GROUP_BYTES)
-    finally:
-        await in_thread(parquet.close)
+        arrow: Any = importlib.import_module("pyarrow")
+        reader: Any = importlib.import_module("pyarrow.csv")
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise Permanent("Parquet needs pyarrow; install ratchet[parquet], or export as csv or ndjson.") from None
+    time = arrow.timestamp("us", tz="UTC")
+    types = (arrow.int64(), arrow.string(), arrow.string(), arrow.bool_(), time, time)
+    schema = arrow.schema(list(zip(COLUMNS, types, strict=True)))
+    parse = reader.ParseOptions(newlines_in_values=True)
+    convert = reader.ConvertOptions(
+        column_types=schema,
+        null_values=[""],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+        true_values=["t"],
+        false_values=["f"],
+    )
 
+    def write(lines: bytes) -> None:
+        read = reader.ReadOptions(column_names=COLUMNS, use_threads=False, block_size=len(lines))
+        writer.write_table(reader.read_csv(arrow.BufferReader(lines), read, parse, convert))
 
-class _Parquet:
-    """Arrow reads PostgreSQL's CSV faster than Python makes values of rows. It is an extra, and has no types."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        try:
-            arrow: Any = importlib.import_module("pyarrow")
-            self._csv: Any = importlib.import_module("pyarrow.csv")
-            parquet: Any = importlib.import_module("pyarrow.parquet")
-        except ImportError:
-            raise Permanent("Parquet needs pyarrow; install ratchet[parquet], or export as csv or ndjson.") from None
-        time = arrow.timestamp("us", tz="UTC")
-        types = (arrow.int64(), arrow.string(), arrow.string(), arrow.bool_(), time, time)
-        schema = arrow.schema(list(zip(COLUMNS, types, strict=True)))
-        self._reader = arrow.BufferReader
-        self._parse = self._csv.ParseOptions(newlines_in_values=True)
-        self._convert = self._csv.ConvertOptions(
-            column_types=schema,
-            null_values=[""],
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-            true_values=["t"],
-            false_values=["f"],
-        )
-        self._writer = parquet.ParquetWriter(file, schema)
-
-    def write(self, lines: bytes) -> None:
-        """A row group of whole lines."""
-        read = self._csv.ReadOptions(column_names=COLUMNS, use_threads=False, block_size=len(lines))
-        self._writer.write_table(self._csv.read_csv(self._reader(lines), read, self._parse, self._convert))
-
-    def close(self) -> None:
-        self._writer.close()
+    with parquet.ParquetWriter(file, schema) as writer:
+        yield write
 
 
 FORMATS: Mapping[str, Callable[[AsyncSession, AnySelect, BinaryIO], Awaitable[int]]] = {
