@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from worker import run as ledger
 from worker.call import Work, call
 from worker.chunk import Step
-from worker.connection import begin, connected
+from worker.connection import begin, commit, connected
 from worker.database import Driver, create_sessions
 from worker.errors import Permanent, SwallowedError
-from worker.faults import LOCK_NOT_AVAILABLE, commit, in_ledger, sqlstate
+from worker.faults import LOCK_NOT_AVAILABLE, fate_of, in_ledger, sqlstate
 from worker.guard import GUARD, Guard
 from worker.handler import ChunkedHandler
 from worker.outcome import Completed, Yielded
@@ -47,7 +47,7 @@ class Transactor:
             if isinstance(begun, ledger.Ended):
                 with in_ledger():
                     await ledger.take_row(connection, work.run)
-                await commit(connection.commit())
+                await fate_of(commit(connection))
                 return begun
             on_begun(begun.failures)
             try:
@@ -56,7 +56,7 @@ class Transactor:
                 if begun.marked_at is not None and not (connection.invalidated or driver.is_in_transaction()):
                     await to_its_end(self._unmark(work, begun))
                 raise
-            await commit(connection.commit())
+            await fate_of(commit(connection))
             return outcome
 
     async def _work(

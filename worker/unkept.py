@@ -15,7 +15,7 @@ from worker import run as ledger
 from worker.call import Work, call
 from worker.connection import put_on
 from worker.database import SESSION_OPTIONS
-from worker.faults import commit, in_ledger
+from worker.faults import fate_of, in_ledger
 from worker.guard import GUARD, Guard, GuardedSession
 from worker.handler import Isolation
 from worker.outcome import Completed
@@ -78,7 +78,7 @@ class UnkeptTransactor:
         try:
             result = as_jsonb(await call(work, begun, session, guard), "result")
             if session.in_transaction():
-                await commit(session.run_sync(Session.commit))
+                await fate_of(session.run_sync(Session.commit))
         finally:
             # Where the connection is gone, so is the transaction; that hides nothing of what was raised within.
             if session.in_transaction():
