@@ -48,7 +48,7 @@ async def update_many(
 
 
 def _in_order(columns: Sequence[Column[Any]], key: Sequence[Column[Any]], rows: Iterable[Values]) -> list[Values]:
-    """The rows sorted by key, the last of each. (Here: in the statement it takes PostgreSQL five times as long.)"""
+    """The rows sorted by key, the last of each. In the statement this took the server 0.04 s more for 100,000 rows."""
     key_of = itemgetter(*(columns.index(each) for each in key))
     last = {key_of(row): row for row in rows}
     return [last[each] for each in sorted(last)]
@@ -57,9 +57,7 @@ def _in_order(columns: Sequence[Column[Any]], key: Sequence[Column[Any]], rows: 
 def _given(columns: Sequence[Column[Any]], rows: Sequence[Values]) -> TableValuedAlias:
     """The rows as a table."""
     by_column = zip(*rows, strict=True) if rows else ((),) * len(columns)
-    arrays = [
-        literal(values, ARRAY(each.type, dimensions=1)) for each, values in zip(columns, by_column, strict=True)
-    ]
+    arrays = [literal(values, ARRAY(each.type, dimensions=1)) for each, values in zip(columns, by_column, strict=True)]
     fields = [column(each.name, each.type) for each in columns]
     return func.unnest(*arrays).table_valued(*fields).render_derived("given")
 

@@ -99,4 +99,4 @@ def check_lines(rows: Sequence[Row]) -> list[Line | RowError]:
 
 
 def _reason(error: ErrorDetails) -> str:
-    return str(error["ctx"]["error"])  # a RowError
+    return str(error.get("ctx", {})["error"])  # a RowError

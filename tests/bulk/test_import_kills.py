@@ -13,7 +13,7 @@ from tests.support.waiting import wait_until
 from worker.outbox import enqueue
 
 ROWS = int(os.environ.get("RATCHET_IMPORT_ROWS", "200000"))
-"""A million with RATCHET_IMPORT_ROWS=1000000, which takes too long for every day."""
+"""A million with RATCHET_IMPORT_ROWS=1000000, which takes too long for every run."""
 KILLS = 20
 SEED = 4
 BAD_EVERY = 1_000

@@ -1,16 +1,18 @@
 """Chunk: a long job in many transactions, which resumes after the last that committed."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from jobs.users.models import User
 from tests.guide.steps import add_user, commit, run_of, skip_waits
 from worker.app import App
+from worker.bulk import copy_rows, update_many, upsert
 from worker.chunk import Chunk, Step
-from worker.handler import ChunkedHandler
+from worker.handler import ChunkedHandler, Handler
 from worker.job import Job
 from worker.keys import evenly, within
 from worker.outcome import Completed, Retrying
@@ -134,3 +136,31 @@ async def five_users(engine: AsyncEngine) -> list[int]:
 async def active(engine: AsyncEngine) -> list[int]:
     async with AsyncSession(engine) as session:
         return list(await session.scalars(select(User.id).where(User.is_active)))
+
+
+class Rename(Job, name="users.rename_many"):
+    """Give users new names."""
+
+    names: list[tuple[int, str]]
+
+
+async def rename_many(job: Rename, session: AsyncSession) -> int:
+    return await update_many(session, User, [User.id, User.name], job.names)
+
+
+async def add_users(session: AsyncSession, rows: Iterable[tuple[str, str]]) -> tuple[int, int]:
+    """Insert those whose address is new, and rename the others."""
+    done = await upsert(session, User, [User.email, User.name], rows, key=[func.lower(User.email)])
+    return done.inserted, done.updated
+
+
+async def test_many_rows_are_written_in_few_statements(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session:
+        assert await copy_rows(session, User, [User.email, User.name], [("a@x", "A"), ("b@x", "B")]) == 2
+        assert await add_users(session, [("A@x", "Ay"), ("c@x", "C")]) == (1, 1)
+        ids = (await session.scalars(select(User.id).order_by(User.email))).all()
+        assert await perform(renaming, Rename(names=[(ids[0], "Ann")]), session) == 1
+        assert set(await session.scalars(select(User.name))) == {"Ann", "B", "C"}
+
+
+renaming = App(handlers=[Handler(Rename, rename_many)])

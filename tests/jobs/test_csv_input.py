@@ -150,3 +150,36 @@ def test_whatever_stands_in_it_each_line_is_read_once(
     assert b"".join(row.raw for row in one).replace(b"\r", b"").replace(b"\n", b"") == body.replace(b"\r", b"").replace(
         b"\n", b""
     )
+
+
+GOOD = st.text("aé ☃", max_size=5).map(lambda name: f"u@x,{name}".encode())
+BAD = st.sampled_from(
+    [b"nobody", b"a@x,A,more", b"a@x,\xff", b"a@x,A\0", b'a@x,"A" b', b"a\rb@x,B", b",", b'"', b'x"y,z']
+)
+
+
+@given(lines=st.lists(st.one_of(GOOD, BAD, st.just(b"")), max_size=40), end=st.sampled_from([b"\n", b"\r\n"]))
+def test_bad_lines_lose_no_good_one(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], end: bytes) -> None:
+    """The oracle: a line without a quote is its fields between commas. None begins with one, so each stands alone."""
+    path = tmp_path_factory.getbasetemp() / "lines.csv"
+    lines = [line for line in lines if not line.startswith(b'"')]
+    found = {row.line: row.fields for row in read(path, b"email,name" + end + end.join(lines), 3) if not row.fault}
+    for number, line in enumerate(lines, start=2):
+        if is_good(line):
+            assert found[number] == tuple(field.strip() for field in line.decode().split(","))
+        elif b'"' not in line:
+            assert number not in found
+
+
+def is_good(line: bytes) -> bool:
+    return line.count(b",") == 1 and not any(sign in line for sign in (b'"', b"\xff", b"\0", b"\r"))
+
+
+@given(content=st.binary(max_size=400), size=st.integers(1, 5))
+def test_bytes_of_any_kind_are_read_to_the_end(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, size: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "bytes.csv"
+    found = read(path, b"email,name\n" + content + b"\nlast@x,Last\n", size)
+    # The last line is good, unless a quoted field that the bytes begin goes on until there.
+    assert found[-1].fields == ("last@x", "Last") or b'"' in content

@@ -15,7 +15,10 @@ from worker.errors import Permanent
 
 HEADER = ("email", "name")
 Pack = Callable[[bytes], bytes]
-PACKS: dict[str, Pack] = {".gz": gzip.compress, ".zst": partial(zstd.compress, options={zstd.CompressionParameter.checksum_flag: 1})}
+PACKS: dict[str, Pack] = {
+    ".gz": gzip.compress,
+    ".zst": partial(zstd.compress, options={zstd.CompressionParameter.checksum_flag: 1}),
+}
 CONTENT = b"".join(
     (
         b"\xef\xbb\xbfemail,name\r\na@x,A\r\n\r\n",
@@ -72,7 +75,15 @@ def test_a_line_without_end_takes_no_memory(tmp_path: Path, suffix: str) -> None
         chunks(path, 10)
 
 
-@pytest.mark.parametrize("damage", [lambda packed: packed[:-20], lambda packed: packed[:60] + b"?" * 40 + packed[100:]])
+def cut_off(packed: bytes) -> bytes:
+    return packed[:-20]
+
+
+def overwritten(packed: bytes) -> bytes:
+    return packed[:60] + b"?" * 40 + packed[100:]
+
+
+@pytest.mark.parametrize("damage", [cut_off, overwritten])
 def test_a_broken_file_is_refused_with_the_place(tmp_path: Path, suffix: str, damage: Pack) -> None:
     path = tmp_path / f"users.csv{suffix}"
     content = b"email,name\n" + b"".join(b"user%d@x,User %d\n" % (n, n * n) for n in range(1_000))
