@@ -70,7 +70,12 @@ def show(
         fields["payload"] = _payload(message)
     if as_json:
         print_json(fields)
-        return
+    else:
+        _tell(found, fields)
+
+
+def _tell(found: Details, fields: dict[str, Any]) -> None:
+    """For people: what there is to say, a line a field, then the partitions and the failures."""
     if found.entry.done or found.entry.total:
         fields["progress"] = _progress(found.entry)
     for field, value in fields.items():
