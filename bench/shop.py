@@ -23,7 +23,7 @@ FINAL = ("completed", "dead", "cancelled", "discarded")
 
 @contextmanager
 def open_shop(servers: Servers) -> Generator[Path]:
-    """A fresh database with the shop's tables, and a worker; gives the folder of its files."""
+    """A fresh database with the shop's tables, and a worker that is ready; gives the folder of its files."""
     servers.fresh()
     migrate(servers.database_url, [MIGRATIONS])
     folder = servers.folder / "shop"
@@ -43,6 +43,7 @@ def open_shop(servers: Servers) -> Generator[Path]:
             command, env=environ, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     try:
+        wait_for(servers, enqueue(servers, "sales.refresh_daily"))
         yield folder
     finally:
         if process.poll() is None:

@@ -24,7 +24,7 @@ from worker.prune import Prune
 from worker.schedule import Cron
 from worker.stock import worker_settings
 
-ROWS_A_CHUNK = 5_000
+ROWS_A_CHUNK = 10_000
 """Of an import, at most: its memory grows with it."""
 MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
 

@@ -13,6 +13,14 @@ T = TypeVar("T")
 
 def check(rows: Sequence[Row], adapter: TypeAdapter[list[T]], reason: Callable[[ErrorDetails], str]) -> list[T | str]:
     """For each row what it holds, or in words what is wrong: its own fault, or the `reason` of its first error."""
+    try:
+        return list(adapter.validate_python([row.fields for row in rows]))
+    except ValidationError:
+        return _each(rows, adapter, reason)
+
+
+def _each(rows: Sequence[Row], adapter: TypeAdapter[list[T]], reason: Callable[[ErrorDetails], str]) -> list[T | str]:
+    """As `check`, where some row is bad. One with a fault has no fields, so it is no row of any type."""
     readable = [at for at, row in enumerate(rows) if not row.fault]
     found: list[T | str] = [row.fault for row in rows]
     try:

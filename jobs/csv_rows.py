@@ -37,20 +37,25 @@ def rows_from(lines: Lines, line: int, width: int) -> Iterator[Row]:
         first = lines.take()
         if not first:
             return
-        fields, fault, taken = _plain(first), "", [first]
+        fields = _plain(first)
+        if fields is not None and len(fields) == width:
+            yield Row(line, offset, first, tuple([field.strip() for field in fields]))
+            line += 1
+            continue
+        fault, taken = "", [first]
         if fields is None:
             fields, fault = _quoted(taken, lines)
         if fields and len(fields) != width:
             fault = f"has {len(fields)} fields where {width} are expected"
         if fields or fault:
             read = () if fault else tuple([field.strip() for field in fields])
-            yield Row(line, offset, first if len(taken) == 1 else b"".join(taken), read, fault)
+            yield Row(line, offset, b"".join(taken), read, fault)
         line += len(taken)
 
 
 def _plain(line: bytes) -> list[str] | None:
     """The fields of a line without quotes, by far the most. None: it needs a closer look."""
-    if len(line) == MAX_LINE_BYTES or b'"' in line or b"\0" in line:
+    if b'"' in line or b"\0" in line or len(line) == MAX_LINE_BYTES:
         return None
     try:
         text = line.decode()

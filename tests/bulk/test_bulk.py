@@ -212,3 +212,29 @@ async def test_two_updates_of_the_same_rows_in_opposite_order_never_deadlock(eng
         await holder.rollback()
         assert await asyncio.gather(*updates) == [101, 101]
     assert len({name for _, name in await users(engine)}) == 1
+
+
+async def test_two_upserts_of_the_same_rows_in_opposite_order_never_deadlock(engine: AsyncEngine) -> None:
+    """As above: in key order one of them waits for the row that is locked, and the other for the one before it."""
+    emails = [f"{number:03}@x" for number in range(101)]
+    async with AsyncSession(engine) as session, session.begin():
+        await copy_rows(session, User, COLUMNS, [(email, "?") for email in emails])
+
+    async def put(order: list[str], name: str) -> Upserted:
+        async with AsyncSession(engine) as session, session.begin():
+            await session.execute(text("set local deadlock_timeout = '50ms'"))
+            await session.execute(text("set local lock_timeout = 0"))
+            rows = [(email, name) for email in order]
+            return await upsert(session, User, COLUMNS, rows, key=[func.lower(User.email)])
+
+    async def both_wait() -> bool:
+        async with engine.connect() as connection:
+            return bool((await connection.execute(WAITING)).scalar_one() == 2)
+
+    async with engine.connect() as holder:
+        await holder.execute(select(User.id).where(User.email == emails[50]).with_for_update())
+        upserts = [asyncio.create_task(put(emails, "up")), asyncio.create_task(put(emails[::-1], "down"))]
+        await wait_until(both_wait)
+        await holder.rollback()
+        assert await asyncio.gather(*upserts) == [Upserted(0, 101), Upserted(0, 101)]
+    assert len({name for _, name in await users(engine)}) == 1
