@@ -4,6 +4,7 @@ The scripts build key names from ids, which a single Redis allows and Redis Clus
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,10 +68,10 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class PutBack:
-    """Offer the job again after `delay`; without one, at its old place."""
+    """Offer the job again after `delay`; zero: behind all that is due. None: at its old place."""
 
     claim: Claim
-    delay: timedelta = timedelta(0)
+    delay: timedelta | None = None
     adopted: bytes | None = None
     """Replaces the message."""
     failures: int | None = None
@@ -224,10 +225,10 @@ def _how(ending: Finish | PutBack) -> bytes:
     failures = claim.failures if ending.failures is None else ending.failures
     adopted = ending.adopted or b""
     if claim.is_suspect and not ending.cleared:
-        delay_ms = int(ending.delay.total_seconds() * 1000)
+        delay_ms = math.ceil((ending.delay or timedelta(0)).total_seconds() * 1000)
         return b"suspect %d %d %d %b %b" % (ending.stays_ms, delay_ms, failures, limited, adopted)
-    if ending.delay > timedelta(0):
-        delay_ms = max(1, int(ending.delay.total_seconds() * 1000))
+    if ending.delay is not None:
+        delay_ms = math.ceil(ending.delay.total_seconds() * 1000)
         return b"later %d %d %d %b %b" % (ending.stays_ms, delay_ms, failures, limited, adopted)
     return b"now %d %d %d %b %b" % (ending.stays_ms, claim.due_ms, failures, limited, adopted)
 

@@ -16,6 +16,7 @@ from worker.errors import InvalidPayload, JobExpired, UnknownJob
 from worker.faults import is_expected, is_lost_connection
 from worker.handler import BatchHandler, HandlerTable
 from worker.outcome import OFFER_AGAIN, Cancelled, Dead, Outcome, Released, describe
+from worker.pressure import Ceiling
 from worker.reporting.observer import Observation, Observer, Subject
 from worker.retry import RetryPolicy
 from worker.setback import cancelled, failed
@@ -33,14 +34,24 @@ class Executor:
     """Runs deliveries of one app against one database."""
 
     def __init__(
-        self, handlers: HandlerTable, engine: AsyncEngine, observer: Observer, availability: Availability, worker: str
+        self,
+        handlers: HandlerTable,
+        engine: AsyncEngine,
+        observer: Observer,
+        availability: Availability,
+        worker: str,
+        *,
+        ceiling: Ceiling | None = None,
     ) -> None:
-        """`worker` names this process in the ledger."""
+        """`worker` names this process in the ledger. Above `ceiling` chunked jobs wait.
+
+        Without one it is the default's.
+        """
         self._handlers = handlers
         self._engine = engine
         self._observer = observer
         self._availability = availability
-        self._crew = Crew(engine, availability, worker)
+        self._crew = Crew(engine, availability, worker, ceiling or Ceiling())
         self._batches = Batches(self._crew)
         self._unknown: set[str] = set()
 

@@ -55,7 +55,7 @@ class Done:
 # What hasn't begun is newer than any run, so a run is the newest only where nothing of its id waits.
 _DEAD = """
 select id, enqueued_ms, name, queue, message from worker.run as r
-where status = 'dead' and not exists (
+where status = 'dead' and parent_id is null and not exists (
     select from worker.run as later
     where later.id = r.id and (later.created_at, later.enqueued_ms) > (r.created_at, r.enqueued_ms)
 ) and not exists (
@@ -83,13 +83,28 @@ update worker.run set status = 'waiting', from_outbox = true, attempt = 0, error
     next_at = cast(:due_at as timestamptz), finished_at = null
 where id = :id and enqueued_ms = :ms
 """)
-_DISCARD = text(
-    "update worker.run set status = 'discarded', finished_at = clock_timestamp() where id = :id and enqueued_ms = :ms"
+# Of its partitions those that didn't complete.
+_SEND_PARTS_AGAIN = text("""
+with ended as (
+    select id, coalesce(message, :message) as message from worker.run
+    where parent_id = :id and enqueued_ms = :ms and status in ('dead', 'cancelled') for update
+), again as (
+    update worker.run as part set status = 'waiting', attempt = 0, next_at = null, error = null, message = null,
+        finished_at = null
+    from ended where part.id = ended.id and part.enqueued_ms = :ms returning part.id, ended.message
 )
+insert into worker.outbox (id, enqueued_ms, name, queue, message) select id, :ms, :name, :queue, message from again
+""")
+_DISCARD = text("""
+update worker.run set status = 'discarded', finished_at = clock_timestamp()
+where enqueued_ms = :ms and (id = :id or parent_id = :id) and status = 'dead'
+""")
 
 
 async def replay(engine: AsyncEngine, job_id: str) -> Done:
     """Let a dead job run again: the same identity, no failures counted, a chunked one from its cursor.
+
+    Of one with partitions those that didn't complete run again, each from its cursor.
 
     Raises UnknownIdError or WrongStatusError.
     """
@@ -139,6 +154,8 @@ async def _dead(connection: AsyncConnection, job_id: str) -> Row[Any]:
         found = await newest(connection, job_id)
         if found is None:
             raise UnknownIdError(job_id)
+        if found.parent_id is not None:
+            raise WrongStatusError(f"The job {job_id} is a partition; name the whole job, {found.parent_id}.")
         raise WrongStatusError(f"The job {job_id} is {found.status}; only a dead one can be replayed or discarded.")
     return run
 
@@ -157,4 +174,6 @@ async def _replay(connection: AsyncConnection, runs: Sequence[Row[Any]], dues: S
         for run, due in zip(runs, dues, strict=True)
     ]
     await connection.execute(_SEND_AGAIN, rows)
+    for row in rows:
+        await connection.execute(_SEND_PARTS_AGAIN, row)
     await connection.execute(_WAIT_AGAIN, [{key: row[key] for key in ("id", "ms", "due_at")} for row in rows])

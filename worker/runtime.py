@@ -63,7 +63,7 @@ class Services:
 async def services(app: App, settings: Settings, observer: Observer, *, pushed: Any) -> AsyncGenerator[Services]:
     """Engine, Redis, relay and schedule, running. `pushed` is told when the relay has sent something."""
     database_url = settings.database_url.get_secret_value()
-    engine = create_engine(database_url, pool_size=settings.connections)
+    engine = create_engine(database_url, pool_size=settings.connections, pgbouncer=settings.pgbouncer)
 
     availability = Availability(engine)
     redis = connect_broker(settings.redis_url.get_secret_value())
@@ -74,14 +74,12 @@ async def services(app: App, settings: Settings, observer: Observer, *, pushed: 
         settle=timedelta(seconds=settings.lease / 3 + 1),
     )
     relay = Relay(engine, redis, availability, observer, pushed=pushed, pace=pace)
-    executor = Executor(app.handlers, engine, observer, availability, worker_name())
+    executor = Executor(app.handlers, engine, observer, availability, worker_name(), ceiling=settings.ceiling)
     pauses = Pauses(engine, availability, observer)
-    listen_url = settings.listen_url.get_secret_value() if settings.listen_url else database_url
-    parts = (
-        relay.run(),
-        listen(listen_url, {OUTBOX_CHANNEL: relay.wake, PAUSE_CHANNEL: pauses.wake}, f"{APPLICATION} listen"),
-        Ticker(engine, app.schedule, availability, observer).run(),
-    )
+    parts = [relay.run(), Ticker(engine, app.schedule, availability, observer).run()]
+    if settings.listens_at is not None:  # else relay and pauses look for themselves
+        wakes = {OUTBOX_CHANNEL: relay.wake, PAUSE_CHANNEL: pauses.wake}
+        parts.append(listen(settings.listens_at.get_secret_value(), wakes, f"{APPLICATION} listen"))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.dispose)
         stack.push_async_callback(redis.aclose)

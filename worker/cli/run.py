@@ -18,8 +18,7 @@ from worker.app import App
 from worker.broker import connect_broker
 from worker.cli.endings import FAILED, WRONG, Refusal, ending
 from worker.cli.loading import load_app
-from worker.cli.reach import APPLICATION, reach_database, reach_redis
-from worker.database import create_engine
+from worker.cli.reach import engine_of, reach_database, reach_redis
 from worker.garbage import settle_heap
 from worker.lifeline import hold_on
 from worker.migrate import missing_versions
@@ -124,7 +123,7 @@ def _leave(_signum: int, _frame: object) -> None:
 async def ready(app: App, settings: Settings, patience: timedelta | None = None) -> None:
     """Return when both servers answer and the database is up to date. Raises as `consume` does."""
     redis = connect_broker(settings.redis_url.get_secret_value())
-    engine = create_engine(settings.database_url.get_secret_value(), pool_size=1, application=APPLICATION)
+    engine = engine_of(settings, pool_size=1)
     try:
         await reach_database(engine, patience)
         await check_versions(engine, app)

@@ -9,6 +9,7 @@ from pydantic_core import from_json
 
 from worker.cli.endings import WRONG, Refusal
 from worker.cli.output import print_json, print_table, printable, shown
+from worker.cli.progress import bar, pace, told
 from worker.cli.reach import database
 from worker.operations import UnknownIdError
 from worker.overview import Details, Entry, details, entries, message_of
@@ -16,6 +17,8 @@ from worker.run import Status
 from worker.settings import Settings, load_settings
 from worker.wire import Unreadable, decode
 
+OTHERWISE = frozenset({"done", "total", "rate", "time_left_s", "partitions", "failures"})
+"""Fields that people are shown in lines of their own."""
 MAX_ERROR = 100
 """Characters of an error in the list; `worker show` has all of it."""
 
@@ -67,14 +70,22 @@ def show(
         fields["payload"] = _payload(message)
     if as_json:
         print_json(fields)
-        return
-    failures = fields.pop("failures")
+    else:
+        _tell(found, fields)
+
+
+def _tell(found: Details, fields: dict[str, Any]) -> None:
+    """For people: what there is to say, a line a field, then the partitions and the failures."""
+    if found.entry.done or found.entry.total:
+        fields["progress"] = _progress(found.entry)
     for field, value in fields.items():
-        if value not in (None, 0):
+        if value not in (None, 0) and field not in OTHERWISE:
             typer.echo(f"{field:12} {shown(value)}")
-    for failure in failures:
-        typer.echo(f"\nfailure {failure['attempt']} at {shown(failure['failed_at'])} on {printable(failure['worker'])}")
-        for line in failure["traceback"].splitlines():
+    for part in found.partitions:
+        typer.echo(f"{'partition':12} {printable(part.id)} {part.status:9} {_progress(part)}")
+    for failure in found.failures:
+        typer.echo(f"\nfailure {failure.attempt} at {shown(failure.failed_at)} on {printable(failure.worker)}")
+        for line in failure.traceback.splitlines():
             typer.echo(f"    {printable(line)}")
 
 
@@ -95,13 +106,20 @@ def _row(entry: Entry) -> tuple[object, ...]:
     when = entry.finished_at or entry.begun_at
     time = f"due {shown(entry.due_at)}" if entry.due_at else when
     rows = "" if not entry.done else f"{entry.done}/{entry.total}" if entry.total else entry.done
+    if entry.time_left_s is not None:
+        rows = f"{rows} {', '.join(pace(None, entry.time_left_s))}"
     return (entry.status, entry.name, entry.id, time, entry.attempt or "", rows, (entry.error or "")[:MAX_ERROR])
 
 
+def _progress(entry: Entry) -> str:
+    line = told(entry.done, entry.total, entry.rate, entry.time_left_s)
+    return f"{bar(entry.done, entry.total)} {line}" if entry.total else line
+
+
 def _fields(found: Details) -> dict[str, Any]:
-    told = asdict(found)
-    entry: dict[str, Any] = told.pop("entry")
-    return {**entry, **told}
+    all_of_it = asdict(found)
+    entry: dict[str, Any] = all_of_it.pop("entry")
+    return {**entry, **all_of_it}
 
 
 def _payload(message: bytes) -> object:
