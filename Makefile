@@ -45,7 +45,7 @@ lint: $(READY) ## Check style, format, types and import rules
 .PHONY: lock
 lock: $(UV) ## Write requirements/*.txt anew from pyproject.toml (ARGS=--upgrade for newer versions)
 	$(COMPILE) $(ARGS) requirements/build.in -o requirements/build.txt
-	$(COMPILE) $(ARGS) pyproject.toml --extra fast --extra parquet -o requirements/runtime.txt
+	$(COMPILE) $(ARGS) pyproject.toml --extra fast --extra fsspec --extra parquet -o requirements/runtime.txt
 	$(COMPILE) $(ARGS) pyproject.toml requirements/build.in --extra dev \
 		--constraints requirements/runtime.txt --constraints requirements/build.txt -o requirements/dev.txt
 	$(COMPILE) $(ARGS) pyproject.toml requirements/arq-tests.in \

@@ -65,14 +65,14 @@ class UnkeptTransactor:
         # An engine an isolation level: each shares the pool. To make one is slow.
         self._engines = {level: engine.execution_options(isolation_level=level) for level in get_args(Isolation)}
 
-    async def carry_out(self, work: Work, on_begun: Callable[[int], None]) -> Completed:
+    async def carry_out(self, work: Work, on_begun: Callable[[ledger.Seen], None]) -> Completed:
         """One transaction, if the handler asks for one. `on_begun` is told how many failures Redis counts.
 
         Raises as Transactor.carry_out does.
         """
         guard, failures = Guard(), work.delivery.failures
-        begun = ledger.Begun(failures, None, {}, datetime.now(UTC), transaction="")
-        on_begun(failures)
+        begun = ledger.Begun(failures, datetime.now(UTC), transaction="")
+        on_begun(begun.seen)
         engine = self._engines[work.handler.isolation]
         session = LazySession(engine, work, guard)
         try:
