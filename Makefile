@@ -30,6 +30,10 @@ dev: $(READY) ## Run the embedded servers and a worker until Ctrl-C
 bench: $(READY) .bench/.ready $(PEERS:%=.bench/peers/%/.ready) ## Measure against arq, SAQ, taskiq, … and a plain loop (ARGS=--quick: in a few minutes; --help)
 	$(BIN)/python -m bench $(ARGS)
 
+.PHONY: chaos
+chaos: $(READY) ## Break workers, servers and lines while 10,000 orders go through, and judge (ARGS='--seed 1 --orders 500 …'; --help)
+	$(BIN)/python -m tests.chaos $(ARGS)
+
 .PHONY: lint
 lint: $(READY) ## Check style, format, types and import rules
 	$(BIN)/ruff check
@@ -41,7 +45,7 @@ lint: $(READY) ## Check style, format, types and import rules
 .PHONY: lock
 lock: $(UV) ## Write requirements/*.txt anew from pyproject.toml (ARGS=--upgrade for newer versions)
 	$(COMPILE) $(ARGS) requirements/build.in -o requirements/build.txt
-	$(COMPILE) $(ARGS) pyproject.toml --extra fast --extra parquet -o requirements/runtime.txt
+	$(COMPILE) $(ARGS) pyproject.toml --extra fast --extra fsspec --extra parquet -o requirements/runtime.txt
 	$(COMPILE) $(ARGS) pyproject.toml requirements/build.in --extra dev \
 		--constraints requirements/runtime.txt --constraints requirements/build.txt -o requirements/dev.txt
 	$(COMPILE) $(ARGS) pyproject.toml requirements/arq-tests.in \

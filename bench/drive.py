@@ -34,8 +34,15 @@ class Worker:
 
     def rss_mb(self) -> float:
         """Its resident memory (MB)."""
+        return self._status_mb("VmRSS")
+
+    def peak_mb(self) -> float:
+        """The most that it ever had (MB)."""
+        return self._status_mb("VmHWM")
+
+    def _status_mb(self, line_of: str) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(line_of))
 
     def last_words(self) -> str:
         return " | ".join(self.log.read_text(errors="replace").strip().splitlines()[-3:])

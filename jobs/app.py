@@ -18,12 +18,14 @@ from jobs.users.export import export_users
 from jobs.users.imports import import_users
 from worker import prune
 from worker.app import App
+from worker.file_urls import read_prefixes
 from worker.handler import AnyHandler, ChunkedHandler, Handler
 from worker.prune import Prune
 from worker.schedule import Cron
 from worker.stock import worker_settings
 
 ROWS_A_CHUNK = 5_000
+"""Of an import, at most: its memory grows with it."""
 MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
 
 SCHEDULE = (
@@ -40,8 +42,12 @@ def handlers(files: Files) -> tuple[AnyHandler, ...]:
         *users.HANDLERS,
         *orders.HANDLERS,
         *sales.HANDLERS,
-        ChunkedHandler(ImportUsers, partial(import_users, files=files), cursor=Position, size=ROWS_A_CHUNK),
-        ChunkedHandler(ImportOrders, partial(import_orders, files=files), cursor=Position, size=ROWS_A_CHUNK),
+        ChunkedHandler(
+            ImportUsers, partial(import_users, files=files), cursor=Position, size=ROWS_A_CHUNK, max_size=ROWS_A_CHUNK
+        ),
+        ChunkedHandler(
+            ImportOrders, partial(import_orders, files=files), cursor=Position, size=ROWS_A_CHUNK, max_size=ROWS_A_CHUNK
+        ),
         Handler(ExportUsers, partial(export_users, files=files), timeout=timedelta(hours=1)),
     )
 
@@ -51,8 +57,15 @@ def redis_url() -> str:
     return os.environ.get("REDIS_URL") or "redis://localhost:6379"
 
 
+def files() -> Files:
+    """The folder and the URLs of the environment, and what a packed file may hold; as `worker.settings` reads them."""
+    urls = read_prefixes(os.environ.get("WORKER_FILES_URLS") or "")
+    unpacked_mb = int(os.environ.get("WORKER_FILES_MAX_UNPACKED_MB") or 10_240)
+    return Files(Path(os.environ.get("WORKER_FILES_DIR") or "files"), urls, unpacked_mb * 1024**2)
+
+
 app = App(
-    handlers=(*handlers(Files(Path(os.environ.get("WORKER_FILES_DIR") or "files"))), *prune.handlers(redis_url)),
+    handlers=(*handlers(files()), *prune.handlers(redis_url)),
     schedule=SCHEDULE,
     migrations=(MIGRATIONS,),
     demo="jobs.demo:main",

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from jobs.csv_rows import Row, rows_from
+from jobs.lines import Lines
 from worker.errors import Permanent
 
 BOM = b"\xef\xbb\xbf"
@@ -23,7 +24,7 @@ class Position(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     offset: int
-    """In bytes."""
+    """In bytes, unpacked ones where the file is packed."""
     line: int
     """From 1, the header's."""
     size: int
@@ -43,20 +44,33 @@ class Rows:
 
 
 def read_rows(
-    path: Path, header: tuple[str, ...], start: Position | None, size: int, *, together: int | None = None
+    path: Path,
+    header: tuple[str, ...],
+    start: Position | None,
+    size: int,
+    *,
+    together: int | None = None,
+    max_unpacked: int,
 ) -> Rows:
     """Read `size` rows from `start`; None: from the beginning, hash and header first. Blocks: call it in a thread.
 
     together: a column whose adjacent equal values aren't parted; the chunk then may be longer.
-    Raises Permanent for a wrong header, and for a file that has changed since `start` was made.
+    max_unpacked: bytes that a packed file (.gz, .zst) may hold.
+    Raises Permanent for a wrong header, for a file that has changed since `start` was made, and for a packed one that
+    is broken or holds too much.
     """
     with path.open("rb") as file:
         if start is None:
-            start = _begin(file, path.name, header)
-        file.seek(start.offset)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            lines = Lines(file, path.name, max_unpacked)
+            start = _begin(lines, os.fstat(file.fileno()), sha256, path.name, header)
+        else:
+            lines = Lines(file, path.name, max_unpacked)
+            lines.seek(start.offset)
         rows: list[Row] = []
         following = None
-        for row in rows_from(file, start.line, len(header)):
+        for row in rows_from(lines, start.line, len(header)):
             full = len(rows) >= size or row.offset - start.offset >= MAX_CHUNK_BYTES
             if full and (len(rows) >= size + MAX_TOGETHER or not _belong(rows[-1], row, together)):
                 following = row
@@ -73,18 +87,16 @@ def _belong(last: Row, row: Row, column: int | None) -> bool:
     return column is not None and (bool(last.fault or row.fault) or last.fields[column] == row.fields[column])
 
 
-def _begin(file: BufferedReader, name: str, header: tuple[str, ...]) -> Position:
+def _begin(lines: Lines, stat: os.stat_result, sha256: str, name: str, header: tuple[str, ...]) -> Position:
     """The position behind the header."""
-    stat = os.fstat(file.fileno())
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    file.seek(0)
-    if file.read(len(BOM)) != BOM:
-        file.seek(0)
-    first = next(rows_from(file, 1, len(header)), None)
-    if first is None or first.fields != header:
+    first = lines.take()
+    mark = len(BOM) if first.startswith(BOM) else 0
+    lines.put_back([first[mark:]])
+    row = next(rows_from(lines, 1, len(header)), None)
+    if row is None or row.fields != header:
         raise Permanent(f"The file {name!r} doesn't begin with the header {','.join(header)} in UTF-8; add it.")
-    line = first.line + max(1, first.raw.count(b"\n"))
-    return Position(offset=file.tell(), line=line, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256)
+    line = row.line + max(1, row.raw.count(b"\n"))
+    return Position(offset=lines.offset, line=line, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256)
 
 
 def _unchanged(file: BufferedReader, name: str, start: Position) -> Position:

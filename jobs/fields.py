@@ -13,4 +13,6 @@ Id = Annotated[int, Field(ge=1, lt=2**63)]
 Email = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_EMAIL, pattern=EMAIL)]
 FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1_000)]
 """Below WORKER_FILES_DIR."""
+Destination = FilePath
+"""The same, or a URL below a prefix of WORKER_FILES_URLS."""
 Age = Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(days=36_500))]

@@ -1,10 +1,14 @@
-"""The gateway to files: everything that jobs read or write lies below one folder."""
+"""The gateway to files: all that jobs read lies below one folder, all that they write there or below a URL."""
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from worker.errors import Permanent
+from worker.file_urls import allowed, is_url, local_path
+from worker.whole import put_whole, written_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +16,10 @@ class Files:
     """The files below `root`. Paths in jobs are relative to it, or absolute and inside it."""
 
     root: Path
+    urls: tuple[str, ...] = ()
+    """Prefixes of URLs that may be written to."""
+    max_unpacked: int = 10 * 1024**3
+    """Bytes that a packed file may hold."""
 
     def resolve(self, path: str) -> Path:
         """Where `path` is, links followed; it needn't exist.
@@ -43,6 +51,14 @@ class Files:
         if resolved.is_dir():
             raise Permanent(f"The path {path!r} is a folder; give one of a file.")
         return resolved
+
+    def writing(self, destination: str) -> AbstractContextManager[BinaryIO]:
+        """Open what appears whole at a path or URL. Raises Permanent where it may not be written to."""
+        if not is_url(destination):
+            return written_whole(self.target(destination))
+        if (path := local_path(destination)) is not None:
+            return written_whole(self.target(path))
+        return put_whole(allowed(destination, self.urls))
 
     def relative(self, path: Path) -> str:
         """A resolved path as jobs and their results write it."""

@@ -28,7 +28,10 @@ class Input:
     async def read(self, chunk: Chunk[Position]) -> Rows:
         """The chunk's rows. Raises Permanent for a file that is missing, unreadable, changed or of another header."""
         source = self.files.existing(self.path)
-        return await asyncio.to_thread(read_rows, source, self.header, chunk.cursor, chunk.size, together=self.together)
+        return await asyncio.to_thread(
+            read_rows, source, self.header, chunk.cursor, chunk.size,
+            together=self.together, max_unpacked=self.files.max_unpacked,
+        )  # fmt: skip
 
     async def step(
         self,

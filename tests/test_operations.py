@@ -19,7 +19,7 @@ from worker.database import create_engine
 from worker.delivery import Delivery, NoHold
 from worker.executor import Executor
 from worker.job import DEFAULT_QUEUE, Job
-from worker.operations import Done, UnknownIdError, WrongStatusError, discard, replay, replay_all
+from worker.operations import Done, UnknownIdError, Wanted, WrongStatusError, discard, replay, replay_all
 from worker.outbox import enqueue
 from worker.outcome import Completed, Dead, Duplicate, Outcome, Snoozed
 from worker.queue import Queue
@@ -114,6 +114,15 @@ async def test_replaying_twice_runs_once(engine: AsyncEngine) -> None:
     refused = [str(each) for each in replayed if isinstance(each, WrongStatusError)]
     assert refused == [f"The job {job_id} is waiting; only a dead one can be replayed or discarded."] * 3
     assert len(await work(engine)) == 1
+
+
+async def test_many_who_replay_all_at_once_replay_each_job_once(engine: AsyncEngine) -> None:
+    ids = {await add(engine, Fail()) for _ in range(20)}
+    await work(engine)
+    replayed = await asyncio.gather(*(replay_all(engine, Wanted(error="it can't")) for _ in range(4)))
+    assert sorted(done.job_id for part in replayed for done in part) == sorted(ids)
+    assert len(await outbox(engine)) == 20
+    assert len(await work(engine)) == 20
 
 
 async def test_a_chunked_job_is_replayed_from_its_cursor(engine: AsyncEngine, database_url: str) -> None:

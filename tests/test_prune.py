@@ -154,3 +154,15 @@ async def test_messages_that_nobody_can_read_are_told_apart_by_their_bytes(
     assert await pruned(engine, redis_url) == {"pruned": 2}
     assert await run_ids(engine) == {"odd 1"}
     await redis.flushall()
+
+
+async def test_partitions_go_with_their_job_and_stay_with_it(engine: AsyncEngine, redis_url: str) -> None:
+    """Of two old jobs one is completed, and one is dead: it can be replayed, with what its partitions have done."""
+    for job_id, status in (("done", "completed"), ("dead", "dead")):
+        await keep_run(engine, job_id, status=status)
+        for number, part in ((1, "completed"), (2, status)):
+            await keep_run(engine, f"{job_id}:{number}", status=part)
+    async with engine.begin() as connection:
+        await connection.execute(text("update worker.run set parent_id = split_part(id, ':', 1) where id like '%:%'"))
+    assert await pruned(engine, redis_url) == {"pruned": 1}
+    assert await run_ids(engine) == {"dead", "dead:1", "dead:2"}

@@ -1,7 +1,9 @@
 """One attempt: transaction after transaction of a job until there is an outcome. What a job raises is judged here."""
 
 import asyncio
+import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import assert_never
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -9,19 +11,26 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker import run as ledger
 from worker.availability import Availability
 from worker.batch_transaction import BatchTransactor
+from worker.brakes import Brakes, Held
 from worker.call import Work
 from worker.errors import Cancel, Snooze
 from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, is_pool_empty, plainly
-from worker.handler import keeps_run
+from worker.handler import ChunkedHandler, keeps_run
 from worker.outcome import BUSY, Cancelled, Completed, Outcome, Released, Retrying, Snoozed, Yielded
+from worker.pressure import Ceiling
 from worker.reporting.observer import Observation
-from worker.setback import Decision, Setbacks, cancelled, duplicate_of, failed, snoozed
+from worker.setback import Decision, Setbacks, cancelled, duplicate_of, failed, held_back, snoozed
 from worker.shield import is_cancelled, to_its_end
 from worker.transaction import Transactor
 from worker.unkept import UnkeptTransactor
 
 IMMEDIATE_RETRIES = 3
 """For conflicts and lost connections, before they count as a failure."""
+TO_THE_END = timedelta(0)
+
+
+Done = Completed | Yielded | Released | Held | Cancelled | ledger.Ended | ledger.NotDue
+"""What one transaction comes to, if it raises nothing."""
 
 
 @dataclass(slots=True)
@@ -38,9 +47,10 @@ class Settled:
 class Crew:
     """What every attempt of a process works with."""
 
-    def __init__(self, engine: AsyncEngine, availability: Availability, worker: str) -> None:
+    def __init__(self, engine: AsyncEngine, availability: Availability, worker: str, ceiling: Ceiling) -> None:
         self.availability = availability
         self.setbacks = Setbacks(engine, availability, worker)
+        self.brakes = Brakes(engine, ceiling)
         self.kept = Transactor(engine)
         self.many = BatchTransactor(engine)
         self.unkept = UnkeptTransactor(engine)
@@ -54,10 +64,11 @@ class Attempt:
         self._crew = crew
         self._observation = observation
         self._hold = work.delivery.hold
-        self._seen: int | None = None
-        """The failures that the transaction saw when it began."""
+        self._seen: ledger.Seen | None = None
+        """What the transaction saw of the run when it began."""
         self._retries = 0
         self._fate_unknown = False
+        self._started = time.monotonic()
 
     async def settle(self) -> Settled:
         """Until there is an outcome."""
@@ -78,23 +89,28 @@ class Attempt:
                 if outcome is not None:
                     return self._settled(outcome)
 
-    async def _transaction(self) -> Completed | Yielded | ledger.Ended | ledger.NotDue:
+    async def _transaction(self) -> Done:
+        """One transaction, unless a chunk has to wait."""
         handler = self._work.handler
+        if isinstance(handler, ChunkedHandler) and (brake := await self._crew.brakes.look(self._work)):
+            return brake
         self._hold.begins(handler.timeout)
         transactor = self._crew.kept if keeps_run(handler) else self._crew.unkept
         return await transactor.carry_out(self._work, self._begun)
 
-    def _begun(self, failures: int) -> None:
-        self._seen = failures
-        self._observation.begun(failures + 1)
+    def _begun(self, seen: ledger.Seen) -> None:
+        self._seen = seen
+        self._observation.begun(seen.failures + 1)
 
-    async def _read(self, done: Completed | Yielded | ledger.Ended | ledger.NotDue) -> Outcome | None:
+    async def _read(self, done: Done) -> Outcome | None:
         """What a transaction that came to its end means. None: the next chunk begins."""
         match done:
-            case Completed():
+            case Completed() | Released():
                 return done
             case Yielded():
-                return await self._after_chunk()
+                return await self._after_chunk(done)
+            case Held() | Cancelled():
+                return await self._record(cancelled(done) if isinstance(done, Cancelled) else held_back(done))
             case ledger.NotDue():
                 return Released("it isn't due", done.delay)
             case ledger.Ended():
@@ -103,13 +119,22 @@ class Attempt:
             case _:
                 assert_never(done)
 
-    async def _after_chunk(self) -> Outcome | None:
+    async def _after_chunk(self, done: Yielded) -> Outcome | None:
         """The chunk has made the job the outbox's, and its failures count anew."""
         self._work = replace(self._work, run=replace(self._work.run, from_outbox=True))
         self._seen, self._retries, self._fate_unknown = None, 0, False
         if self._hold.is_aborted():
             return await self._record(ABORTED)
-        return Yielded() if self._hold.is_stopping() or is_cancelled() else None
+        if self._hold.is_stopping() or is_cancelled():
+            return Yielded()
+        if done.delay is not None:
+            return done
+        return Yielded(TO_THE_END, "others have their turn") if self._has_had_its_turn() else None
+
+    def _has_had_its_turn(self) -> bool:
+        handler = self._work.handler
+        elapsed = timedelta(seconds=time.monotonic() - self._started)
+        return isinstance(handler, ChunkedHandler) and elapsed >= handler.yield_after
 
     async def _judge(self, error: BaseException) -> Outcome | None:
         """What a transaction that raised comes to. None: run it again at once, with nothing counted."""
@@ -151,7 +176,7 @@ class Attempt:
 
     def _settled(self, outcome: Outcome, error: BaseException | None = None) -> Settled:
         waits = self._work.run.from_outbox or isinstance(outcome, Yielded | Snoozed | Retrying)
-        return Settled(outcome, error, (self._seen or 0) + 1, adopted=waits)
+        return Settled(outcome, error, (self._seen.failures if self._seen else 0) + 1, adopted=waits)
 
 
 ABORTED = cancelled(Cancelled("aborted"))

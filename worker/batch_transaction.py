@@ -8,10 +8,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker import run_many as ledger
 from worker.call import Work, call_many
-from worker.connection import begin, connected
+from worker.connection import begin, commit, connected
 from worker.database import create_sessions
 from worker.errors import SwallowedError
-from worker.faults import commit, in_ledger
+from worker.faults import fate_of, in_ledger
 from worker.guard import GUARD, Guard
 from worker.outcome import Completed
 from worker.run import Begun, Ended, NotDue, is_marked
@@ -61,5 +61,5 @@ class BatchTransactor:
                         await ledger.complete(driver, left, seen[0].transaction)
                 for (place, one), result in zip(live, results, strict=True):
                     shares[place] = Completed(json.loads(result)), one.failures
-            await commit(connection.commit())
+            await fate_of(commit(connection))
             return shares

@@ -1,5 +1,6 @@
 """Connections to Redis or Valkey from a URL: tcp, TLS, unix socket, or through sentinels."""
 
+import ssl
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
@@ -11,6 +12,7 @@ from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.sentinel import Sentinel
 
+from worker.redis_connection import OURS
 from worker.wire import deserialize, serialize
 
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 5.0, 10.0
@@ -28,7 +30,8 @@ def connect_broker(url: str) -> ArqRedis:
         sentinels = AsyncSentinel(hosts, **options, **timeouts)  # type: ignore[no-untyped-call]  # redis-py 5 leaves it untyped
         client: Any = sentinels.master_for(service, ArqRedis, _Pool, **OPTIONS)
     else:
-        client = ArqRedis.from_url(url, **OPTIONS, **timeouts)
+        client = ArqRedis.from_url(url, **OPTIONS, **_checks(url), **timeouts)
+    client.connection_pool.connection_class = OURS[client.connection_pool.connection_class]
     client.job_serializer = serialize
     client.job_deserializer = deserialize
     made: ArqRedis = client
@@ -49,7 +52,7 @@ def connect_blocking(server: str | Redis, timeout: float = ANSWER_TIMEOUT_S) -> 
         sentinels: Any = Sentinel(hosts, **options, **timeouts)  # type: ignore[no-untyped-call]  # redis-py 5 leaves it untyped
         primary: redis.Redis = sentinels.master_for(service, **OPTIONS)
         return primary
-    return redis.Redis.from_url(url, **OPTIONS, **timeouts)
+    return redis.Redis.from_url(url, **OPTIONS, **_checks(url), **timeouts)
 
 
 def _twin(client: Redis, timeout: float) -> redis.Redis:
@@ -73,7 +76,7 @@ def arq_settings(url: str) -> RedisSettings:
     if url.startswith(SENTINEL):
         hosts, service, options = _sentinel(url)
         return RedisSettings(host=hosts, sentinel=True, sentinel_master=service, database=options.pop("db"), **options)
-    pool: Any = redis.ConnectionPool.from_url(url)
+    pool: Any = redis.ConnectionPool.from_url(url, **_checks(url))
     given: dict[str, Any] = pool.connection_kwargs
     return RedisSettings(
         host=given.get("host", "localhost"),
@@ -99,6 +102,19 @@ def check_url(url: str) -> None:
         raise ValueError(
             f"it can't be read; write it as {form}, with special characters of the password as %XX"
         ) from None
+
+
+def _checks(url: str) -> dict[str, Any]:
+    """The name in a certificate is checked unless the URL says otherwise, as redis-py does from 6 on."""
+    checks = url.startswith("rediss://") and "ssl_cert_reqs=none" not in url
+    return {"ssl_check_hostname": True} if checks else {}
+
+
+def is_untrusted(error: BaseException | None) -> bool:
+    """Whether a connection failed because the server's certificate isn't trusted; redis-py hides that beneath."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class _Pool(SentinelConnectionPool):

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
+from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from worker.chunk import Chunk
+from worker.chunk import Chunk, Step
 from worker.deadline import Deadline
 from worker.delivery import Delivery
 from worker.errors import JobTimeout, Permanent
 from worker.guard import Guard
 from worker.handler import AnyHandler, BatchHandler, ChunkedHandler
 from worker.job import Job
+from worker.partitions import Split
 from worker.run import Begun, Identity, Limits, current_of, running
 
 T = TypeVar("T")
@@ -82,12 +84,27 @@ async def _within_timeout(work: Work, calling: Awaitable[T], session: AsyncSessi
 async def _run(work: Work, begun: Begun, session: AsyncSession) -> object:
     handler = work.handler
     if isinstance(handler, ChunkedHandler):
-        cursor = None if begun.cursor is None else handler.codec.validate_json(json.dumps(begun.cursor))
-        return await handler.run(work.job, session, Chunk(cursor, handler.size))
+        return await _run_chunk(handler, work, begun, session)
     if isinstance(handler, BatchHandler):
         (result,) = await run_batch(handler, [work.job], session)
         return result
     return await handler.run(work.job, session)
+
+
+async def _run_chunk(
+    handler: ChunkedHandler[Any, Any], work: Work, begun: Begun, session: AsyncSession
+) -> Step[Any] | Split:
+    """The next chunk, from where the run says; of a job with partitions the bounds between them first."""
+    progress = begun.progress
+    assert progress is not None, "a chunked job's progress is read when it begins"  # noqa: S101 - a fault of the runtime
+    if handler.split is not None and progress.bounds is None and progress.chunks == 0:
+        return Split.at(await handler.split(work.job, session, handler.partitions), handler)
+
+    def read(key: JsonValue) -> Any:
+        return None if key is None else handler.codec.validate_json(json.dumps(key))
+
+    lower, upper = progress.bounds or (None, None)
+    return await handler.run(work.job, session, Chunk(read(progress.cursor), progress.size, read(lower), read(upper)))
 
 
 async def run_batch(handler: BatchHandler[Any], jobs: Sequence[Job], session: AsyncSession) -> list[object]:

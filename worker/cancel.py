@@ -4,6 +4,7 @@ An id may stand for several jobs, one after another; its newest is meant.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,7 @@ select r.id, r.name, r.queue, r.enqueued_ms, r.from_outbox, (
 ) as message
 from worker.run as r where id = :id and finished_at is null order by created_at desc, enqueued_ms desc limit 1
 """)
+_UNFINISHED_PARTS = text("select id from worker.run where parent_id = :id and finished_at is null order by id")
 _IS_KNOWN = text("select exists (select from worker.run where id = :id and enqueued_ms = :ms)")
 
 _CANCEL = text("""
@@ -113,11 +115,21 @@ return false
 
 
 async def cancel(engine: AsyncEngine, redis: Redis, job_id: str, queues: Sequence[str]) -> Done | Asked:
-    """End a job that isn't final; one that is being worked on is asked to abort.
+    """End a job that isn't final, with its partitions; one that is being worked on is asked to abort.
 
     `queues`: where to look for a job that PostgreSQL doesn't know yet, since it went straight to Redis.
     Raises UnknownIdError or WrongStatusError.
     """
+    ended = await _cancel_one(engine, redis, job_id, queues)
+    async with engine.connect() as connection:
+        parts = (await connection.execute(_UNFINISHED_PARTS, {"id": job_id})).scalars().all()
+    for part in parts:
+        with suppress(UnknownIdError, WrongStatusError):  # it has ended meanwhile, or finds its parent cancelled
+            await _cancel_one(engine, redis, part, queues)
+    return ended
+
+
+async def _cancel_one(engine: AsyncEngine, redis: Redis, job_id: str, queues: Sequence[str]) -> Done | Asked:
     for _ in range(TRIES):
         target = await _target(engine, redis, job_id, queues)
         try:

@@ -21,7 +21,7 @@ class Step(Generic[C]):
     done: int = 0
     """Rows worked on in this chunk."""
     total: int | None = None
-    """Rows in all, where it is known; for progress only."""
+    """Rows in all, for progress only. What one chunk told stays, and an estimate will do."""
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
     """Added up over all chunks; their sums are the run's result."""
     result: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
@@ -43,7 +43,7 @@ class Chunk(Generic[C]):
     cursor: C | None
     """The cursor that the last committed chunk gave. None: the first chunk."""
     size: int
-    """How many rows this chunk should take."""
+    """How many rows this chunk should take. It adapts to the time that chunks take; see ChunkedHandler."""
     lower: C | None = None
     upper: C | None = None
     """The partition's share of the key range, where the job is partitioned: lower < key <= upper."""

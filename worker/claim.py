@@ -4,6 +4,7 @@ The scripts build key names from ids, which a single Redis allows and Redis Clus
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class Claim:
     aborted: bool
     limited: str = ""
     """The name whose permit it holds, where that is limited."""
+    is_suspect: bool = False
+    """It is taken from a lease that ran out, so the process that had it may have died of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +68,18 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class PutBack:
-    """Offer the job again after `delay`; without one, at its old place."""
+    """Offer the job again after `delay`; zero: behind all that is due. None: at its old place."""
 
     claim: Claim
-    delay: timedelta = timedelta(0)
+    delay: timedelta | None = None
     adopted: bytes | None = None
     """Replaces the message."""
     failures: int | None = None
     """What Redis counts from now on; None: as before."""
     stays_ms: int = 0
     """As Finish's."""
+    cleared: bool = False
+    """Whether a suspect is none any more. Else whoever takes it next is told that it is one."""
 
 
 class Claims:
@@ -167,8 +172,11 @@ class Claims:
                 _count(failures),
                 aborted == 1,
                 limited.decode(),
+                suspect == 1,
             )
-            for queue, raw_id, score, message, failures, aborted, limited in zip(sources, *columns, strict=True)
+            for queue, raw_id, score, message, failures, aborted, limited, suspect in zip(
+                sources, *columns, strict=True
+            )
         ]
 
     async def is_held(self, claim: Claim) -> bool:
@@ -216,8 +224,11 @@ def _how(ending: Finish | PutBack) -> bytes:
         return b"finish %d %d %d %b %b" % (ending.stays_ms, ending.keep_ms, had_message, limited, ending.result)
     failures = claim.failures if ending.failures is None else ending.failures
     adopted = ending.adopted or b""
-    if ending.delay > timedelta(0):
-        delay_ms = max(1, int(ending.delay.total_seconds() * 1000))
+    if claim.is_suspect and not ending.cleared:
+        delay_ms = math.ceil((ending.delay or timedelta(0)).total_seconds() * 1000)
+        return b"suspect %d %d %d %b %b" % (ending.stays_ms, delay_ms, failures, limited, adopted)
+    if ending.delay is not None:
+        delay_ms = math.ceil(ending.delay.total_seconds() * 1000)
         return b"later %d %d %d %b %b" % (ending.stays_ms, delay_ms, failures, limited, adopted)
     return b"now %d %d %d %b %b" % (ending.stays_ms, claim.due_ms, failures, limited, adopted)
 

@@ -7,6 +7,8 @@ PAGE, PAGES = 100, 20
 """A claim looks past so many jobs of a queue that somebody else holds, in so many steps; the next goes on behind."""
 STEP = 16
 """Messages that are read at once, so that at most so many large ones are read in vain."""
+SUSPECT_WAITS_MS = 1_000
+"""When a suspect that a limit keeps from starting is looked at again."""
 
 # Now is Redis's own clock, never a worker's. A job that another worker holds (a stock arq worker, say) is passed over
 # and its score never moved. A large message comes alone, so that a batch of them can't fill the memory. A key of the
@@ -16,16 +18,18 @@ STEP = 16
 # is parked.
 #
 # Jobs whose lease ran out come first: in the queue they stand behind everything that was due before the lease's end,
-# and with a long backlog a killed worker's jobs would wait for all of it.
+# and with a long backlog a killed worker's jobs would wait for all of it. They are suspects: whoever had them neither
+# ended them nor gave them back, so one of them may have killed it (worker/suspects).
 #
 # A job that its name's limit keeps from starting is parked: moved out of the queue, with its score, so that no claim
-# meets it again before it may start. What is asked of limits comes as `worker.limits.Gate.arguments`.
+# meets it again before it may start. A suspect isn't, since only its place in `ratchet:leases` says that it is one.
+# What is asked of limits comes as `worker.limits.Gate.arguments`.
 CLAIM = """
 local want, lease, token, limit = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local page, pages, step, idle_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local ids, scores, messages, failures, aborted, limited = {}, {}, {}, {}, {}, {}
+local ids, scores, messages, failures, aborted, limited, suspects = {}, {}, {}, {}, {}, {}, {}
 local counts, passed, bytes, full = {}, {}, 0, false
 local parked, parked_bytes, waiting = 0, 0, {}
 
@@ -100,6 +104,12 @@ local function park(queue, source, gate, id, score, message)
     full = parked_bytes > 8 * limit
 end
 
+local function postpone(queue, gate, id)
+    redis.call('ZADD', queue, now + SUSPECT_WAITS_MS, id)
+    redis.call('ZADD', 'ratchet:leases:' .. queue, now + SUSPECT_WAITS_MS, id)
+    waiting[gate.key], parked = gate, parked + 1
+end
+
 local function texts(prefix, some)
     local keys = {}
     for i, id in ipairs(some) do keys[i] = prefix .. id end
@@ -112,7 +122,7 @@ local function in_pairs(flat)
     return found, scored
 end
 
-local function choose(queue, source, free, scored)
+local function choose(queue, source, free, scored, suspect)
     local chosen, at = {}, 1
     while at <= #free and not full do
         local part = {}
@@ -121,6 +131,8 @@ local function choose(queue, source, free, scored)
             local size, gate = message and #message or 0, gate_for(message)
             if source ~= queue and not message then
                 redis.call('ZREM', source, part[i])
+            elseif gate and room(gate) <= 0 and suspect then
+                postpone(queue, gate, part[i])
             elseif gate and room(gate) <= 0 then
                 park(queue, source, gate, part[i], scored[at], message)
             else
@@ -141,7 +153,7 @@ local function choose(queue, source, free, scored)
 end
 
 -- Takes what nobody holds out of `found` in `source`, the queue or a parking of it. Returns how many it passed over.
-local function take(queue, source, found, scored)
+local function take(queue, source, found, scored, suspect)
     local free, due, over = {}, {}, 0
     for i, holder in ipairs(texts('arq:in-progress:', found)) do
         if not holder then
@@ -153,7 +165,7 @@ local function take(queue, source, found, scored)
             redis.call('ZREM', source, found[i])
         end
     end
-    local chosen = choose(queue, source, free, due)
+    local chosen = choose(queue, source, free, due, suspect)
     if #chosen == 0 then return over end
     local before, held = #ids - #chosen, {}
     local counted, asked = texts('arq:retry:', chosen), redis.pcall('ZMSCORE', 'arq:abort', unpack(chosen))
@@ -162,7 +174,7 @@ local function take(queue, source, found, scored)
         redis.call('SET', 'arq:in-progress:' .. id, token .. ':' .. scores[at], 'PX', lease)
         if messages[at] and string.sub(messages[at], -7) ~= ',"o":1}' then redis.call('PERSIST', 'arq:job:' .. id) end
         if asked[i] then redis.call('ZREM', 'arq:abort', id) end
-        failures[at], aborted[at] = counted[i], asked[i] and 1 or 0
+        failures[at], aborted[at], suspects[at] = counted[i], asked[i] and 1 or 0, suspect and 1 or 0
         held[2 * i - 1], held[2 * i] = now + lease, id
     end
     if source ~= queue then redis.call('ZREM', source, unpack(chosen)) end
@@ -172,17 +184,21 @@ local function take(queue, source, found, scored)
 end
 
 local function take_expired(queue)
-    local leases, found, scored = 'ratchet:leases:' .. queue, {}, {}
-    local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, math.min(want - #ids, page))
-    if #expired == 0 then return end
-    for i, score in ipairs(redis.call('ZMSCORE', queue, unpack(expired))) do
-        if score then
-            found[#found + 1], scored[#found + 1] = expired[i], score
-        else
-            redis.call('ZREM', leases, expired[i])
+    local leases, behind = 'ratchet:leases:' .. queue, 0
+    for _ = 1, pages do
+        local size, found, scored = math.min(want - #ids, page), {}, {}
+        if full or size <= 0 then return end
+        local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', behind, size)
+        if #expired == 0 then return end
+        for i, score in ipairs(redis.call('ZMSCORE', queue, unpack(expired))) do
+            if score then
+                found[#found + 1], scored[#found + 1] = expired[i], score
+            else
+                redis.call('ZREM', leases, expired[i])
+            end
         end
+        if #found > 0 then behind = behind + take(queue, queue, found, scored, true) end
     end
-    if #found > 0 then take(queue, queue, found, scored) end
 end
 
 -- What was parked and may start now; names that have no limit any more among it.
@@ -239,5 +255,8 @@ if not full then
         if at then reopens = reopens and math.min(reopens, at) or at end
     end
 end
-return {now, parked, full and 1 or 0, reopens, passed, counts, ids, scores, messages, failures, aborted, limited}
-"""
+return {
+    now, parked, full and 1 or 0, reopens, passed, counts,
+    ids, scores, messages, failures, aborted, limited, suspects
+}
+""".replace("SUSPECT_WAITS_MS", str(SUSPECT_WAITS_MS))

@@ -3,16 +3,19 @@
 import asyncio
 import os
 import socket
+import ssl
 from collections.abc import Coroutine
 from typing import Any, TypeAlias
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util.concurrency import in_greenlet
 
 from worker.guard import Guard, GuardedSession, watch
+from worker.hosts import each_host, missing_file, names_attributes
 from worker.settings import SettingsError
 
 Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -22,6 +25,7 @@ APPLICATION = "ratchet worker"
 """How every worker's connection is called in pg_stat_activity; what ends zombies ends nobody else."""
 
 CONNECT_TIMEOUT_S = 10
+"""For all the hosts of a URL together."""
 LOCK_TIMEOUT_MS = 2_000
 """How long the runtime's own statements wait for a row."""
 KEEPALIVE_S = 15
@@ -36,6 +40,15 @@ SERVER_SETTINGS = {
 }
 
 
+REFUSALS = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+    ssl.SSLCertVerificationError,
+)
+"""Answers of a server on which no other host of the same URL is tried."""
+
+
 class CommitRefused(asyncpg.InFailedSQLTransactionError):
     """PostgreSQL answered COMMIT with ROLLBACK."""
 
@@ -43,17 +56,12 @@ class CommitRefused(asyncpg.InFailedSQLTransactionError):
 class DatabaseAway(ConnectionError):
     """PostgreSQL can't be reached, or doesn't let us in. The text holds no URL."""
 
-    def __init__(self, reason: BaseException) -> None:
-        super().__init__(
-            f"PostgreSQL can't be used ({type(reason).__name__}: {reason}); check DATABASE_URL and the server."
-        )
-        self.refused = isinstance(
-            reason,
-            asyncpg.InvalidAuthorizationSpecificationError
-            | asyncpg.InvalidCatalogNameError
-            | asyncpg.InsufficientPrivilegeError,
-        )
-        """It answered, and said no: waiting won't help."""
+    def __init__(self, *reasons: BaseException) -> None:
+        """`reasons`: one for each host that was tried."""
+        told = "; ".join(f"{type(reason).__name__}: {reason}" for reason in reasons)
+        super().__init__(f"PostgreSQL can't be used ({told}); check DATABASE_URL and the server.")
+        self.refused = any(isinstance(reason, REFUSALS) for reason in reasons)
+        """It answered, and said no, or isn't who it should be: waiting won't help."""
 
 
 class ReadingConnection(asyncpg.Connection):
@@ -76,6 +84,16 @@ class ReadingConnection(asyncpg.Connection):
         return tag
 
 
+class BouncedConnection(ReadingConnection):
+    """A connection through PgBouncer, which has another server behind it in each transaction (docs/adr/0023)."""
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        """What other connections are given once and for all, each transaction is given with its BEGIN."""
+        if query.startswith("BEGIN"):  # asyncpg's own; a handler is in a transaction already
+            query = f"{query} SET LOCAL lock_timeout = {SERVER_SETTINGS['lock_timeout']};"
+        return await super().execute(query, *args, timeout=timeout)
+
+
 class RuntimePool(AsyncAdaptedQueuePool):
     """A pool that never grows, so what lies in it is taken and given back without asking the server anything."""
 
@@ -86,31 +104,62 @@ def plain_url(url: str) -> str:
     return f"postgresql://{rest}" if scheme in {"postgres", "postgresql+asyncpg"} else url
 
 
-async def connect(url: str, application: str) -> "asyncpg.Connection[asyncpg.Record]":
-    """One connection, as the pool makes them. asyncpg reads several hosts, sslmode and socket folders from the URL.
+async def connect(url: str, application: str, *, pgbouncer: bool = False) -> Driver:
+    """One connection, as the pool makes them, to the first host that is a primary. asyncpg reads sslmode and the rest.
 
-    Raises DatabaseAway, and SettingsError for a URL that asyncpg can't read.
+    Raises DatabaseAway, and SettingsError for a URL that can't be read, or that leads to a pooler without saying so.
     """
+    hosts, failures = _hosts(url), list[BaseException]()
+    for host in hosts:
+        try:
+            return await _connect(host, application, CONNECT_TIMEOUT_S / len(hosts), pgbouncer=pgbouncer)
+        except REFUSALS as error:  # before ValueError, which a certificate's error is too
+            raise DatabaseAway(error) from error
+        except ValueError as error:
+            raise SettingsError(UNREADABLE) from error
+        except _FAILURES as error:
+            if "unsupported startup parameter" in str(error):
+                raise SettingsError(POOLER) from error
+            failures.append(error)
+    raise DatabaseAway(*failures) from failures[-1]
+
+
+# asyncpg's own text may quote the password.
+UNREADABLE = (
+    "DATABASE_URL can't be used: asyncpg can't read it; check its parts, and write special characters of user "
+    "and password as %XX."
+)
+POOLER = "DATABASE_URL leads to a PgBouncer, which refuses what a session is set to; set WORKER_PGBOUNCER=true."
+_FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
+def _hosts(url: str) -> list[str]:
+    """Raises SettingsError."""
     try:
-        connection = await asyncpg.connect(
-            plain_url(url),
-            connection_class=ReadingConnection,
-            timeout=CONNECT_TIMEOUT_S,
-            server_settings={**SERVER_SETTINGS, "application_name": application},
-        )
+        hosts = each_host(plain_url(url))
+        missing = missing_file(url)
     except ValueError as error:
-        # Its text may quote the password.
-        raise SettingsError(
-            "DATABASE_URL can't be used: asyncpg can't read it; check its parts, and write special characters of user "
-            "and password as %XX."
-        ) from error
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise DatabaseAway(error) from error
+        raise SettingsError(UNREADABLE) from error
+    if missing:
+        raise SettingsError(f"DATABASE_URL can't be used: its {missing} names a file that isn't there; correct it.")
+    return hosts
+
+
+async def _connect(host: str, application: str, timeout_s: float, *, pgbouncer: bool) -> Driver:
+    settings = {} if pgbouncer else SERVER_SETTINGS
+    connection = await asyncpg.connect(
+        host,
+        connection_class=BouncedConnection if pgbouncer else ReadingConnection,
+        timeout=timeout_s,
+        statement_cache_size=0 if pgbouncer else 100,
+        target_session_attrs=None if pgbouncer or names_attributes(host) else SessionAttribute.primary,
+        server_settings={**settings, "application_name": application},
+    )
     _keep_alive(connection)
     return connection
 
 
-def _keep_alive(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+def _keep_alive(connection: Driver) -> None:
     """Let the kernel find out that the server's host is gone. asyncpg has no public way to its socket."""
     transport: asyncio.Transport = connection._transport  # type: ignore[attr-defined]  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
     sock: socket.socket = transport.get_extra_info("socket")
@@ -123,18 +172,30 @@ def _keep_alive(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, KEEPALIVE_S * 1000)
 
 
-def create_engine(url: str, *, pool_size: int, application: str = APPLICATION) -> AsyncEngine:
-    """The one engine of a process. Its pool never grows: jobs wait in Redis, not for a connection."""
-    name = f"{application} {socket.gethostname()}:{os.getpid()}"[:63]
+def application_name(pid: int, application: str = APPLICATION) -> str:
+    """How the connections of a process of this host are called in pg_stat_activity, which keeps 63 bytes of it."""
+    return f"{application} {socket.gethostname()}:{pid}"[:63]
 
-    def create() -> Coroutine[Any, Any, Driver]:
+
+def create_engine(url: str, *, pool_size: int, application: str = APPLICATION, pgbouncer: bool = False) -> AsyncEngine:
+    """The one engine of a process. Its pool never grows: jobs wait in Redis, not for a connection.
+
+    pgbouncer: whether `url` leads through one in transaction mode.
+    """
+    name = application_name(os.getpid(), application)
+
+    def connecting() -> Coroutine[Any, Any, Driver]:
+        return connect(url, name, pgbouncer=pgbouncer)
+
+    def create() -> Any:
         if not in_greenlet():
             raise MissingGreenlet("A connection is made inside a greenlet only; worker.connection then enters one.")
-        return connect(url, name)
+        dbapi: Any = engine.dialect.dbapi
+        return dbapi.connect(async_creator_fn=connecting, **(WITHOUT_STATEMENTS if pgbouncer else {}))
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=create,
+        creator=create,
         poolclass=RuntimePool,
         pool_size=pool_size,
         max_overflow=0,
@@ -143,6 +204,9 @@ def create_engine(url: str, *, pool_size: int, application: str = APPLICATION) -
     watch(engine.sync_engine)
     return engine
 
+
+# A prepared statement stays with the server that PgBouncer lent. One without a name is replaced by the next.
+WITHOUT_STATEMENTS: dict[str, Any] = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
 
 SESSION_OPTIONS: dict[str, Any] = {"expire_on_commit": False, "join_transaction_mode": "rollback_only"}
 

@@ -57,6 +57,8 @@ class Delivery:
     """When it was due, by Redis's clock."""
     failures: int = 0
     """As Redis counts them, for handlers that ask PostgreSQL nothing."""
+    is_suspect: bool = False
+    """Whether a process may have died of it before."""
 
 
 @dataclass(slots=True)
@@ -85,6 +87,8 @@ class Report:
     """How long the id stays in progress though the job has ended: none of that id begins meanwhile."""
     afterwards: Callable[[], Coroutine[Any, Any, None]] | None = None
     """Called when Redis was told. Doesn't raise."""
+    has_died: bool = False
+    """Whether a process died of it now: it stays a suspect."""
 
 
 class NoHold:

@@ -63,6 +63,7 @@ async def examine_database(engine: AsyncEngine, settings: Settings, version_loca
             else Finding(MIGRATIONS, "ok", "Up to date."),
             await _connections(connection, settings),
             await _oldest_transaction(connection),
+            await _pooler(connection, settings),
             await _notify(connection, settings),
         ]
 
@@ -76,6 +77,8 @@ async def _version(connection: AsyncConnection) -> Finding:
 
 async def _connections(connection: AsyncConnection, settings: Settings) -> Finding:
     found = (await connection.execute(_CONNECTIONS)).one()
+    if settings.pgbouncer:
+        return Finding("connections", "ok", f"PgBouncer holds them; {found.taken} of {found.usable} are taken now.")
     needed = settings.processes * (settings.connections + 1)
     processes = f" in {settings.processes} processes" if settings.processes > 1 else ""
     told = (
@@ -101,16 +104,31 @@ async def _oldest_transaction(connection: AsyncConnection) -> Finding:
     )
 
 
+async def _pooler(connection: AsyncConnection, settings: Settings) -> Finding:
+    """Whether the server's process is the one that answered when we connected."""
+    raw = await connection.get_raw_connection()
+    driver: Any = raw.driver_connection
+    told: int = driver.get_server_pid()
+    is_between = told != (await connection.execute(text("select pg_backend_pid()"))).scalar_one()
+    if is_between and not settings.pgbouncer:
+        return Finding("pooler", "warning", "One stands in between; in transaction mode set WORKER_PGBOUNCER=true.")
+    if settings.pgbouncer and not is_between:
+        return Finding("pooler", "warning", "There is none; unset WORKER_PGBOUNCER, which costs time.")
+    return Finding("pooler", "ok", "As WORKER_PGBOUNCER says.")
+
+
 async def _notify(connection: AsyncConnection, settings: Settings) -> Finding:
     """Whether a notification makes its way from the database to where workers listen."""
-    url = settings.listen_url or settings.database_url
+    if settings.listens_at is None:
+        told = "Nobody listens through PgBouncer, so the relay polls; point WORKER_LISTEN_URL past it for less delay."
+        return Finding("notify", "ok", told)
     heard, channel = asyncio.Event(), f"ratchet_doctor_{uuid4().hex}"
 
     def hear(*_: object) -> None:
         heard.set()
 
     try:
-        listener = await connect(url.get_secret_value(), "ratchet doctor")
+        listener = await connect(settings.listens_at.get_secret_value(), "ratchet doctor")
     except DatabaseAway:
         name = "WORKER_LISTEN_URL" if settings.listen_url else "DATABASE_URL"
         return Finding("notify", "fails", f"{name} can't be reached to listen; correct it.")

@@ -73,3 +73,10 @@ class SwallowedError(RuntimeError):
 
 class JobTimeout(RuntimeError):
     """A handler ran longer than its policy allows. A failure like any other."""
+
+
+class ProcessDied(RuntimeError):
+    """The process that ran a job by itself has died: `os._exit`, a segmentation fault, the kernel out of memory.
+
+    A failure like any other; the third in a row, with no chunk committed in between, makes the job Dead.
+    """

@@ -16,6 +16,7 @@ from worker.errors import InvalidPayload, JobExpired, UnknownJob
 from worker.faults import is_expected, is_lost_connection
 from worker.handler import BatchHandler, HandlerTable
 from worker.outcome import OFFER_AGAIN, Cancelled, Dead, Outcome, Released, describe
+from worker.pressure import Ceiling
 from worker.reporting.observer import Observation, Observer, Subject
 from worker.retry import RetryPolicy
 from worker.setback import cancelled, failed
@@ -33,14 +34,24 @@ class Executor:
     """Runs deliveries of one app against one database."""
 
     def __init__(
-        self, handlers: HandlerTable, engine: AsyncEngine, observer: Observer, availability: Availability, worker: str
+        self,
+        handlers: HandlerTable,
+        engine: AsyncEngine,
+        observer: Observer,
+        availability: Availability,
+        worker: str,
+        *,
+        ceiling: Ceiling | None = None,
     ) -> None:
-        """`worker` names this process in the ledger."""
+        """`worker` names this process in the ledger. Above `ceiling` chunked jobs wait.
+
+        Without one it is the default's.
+        """
         self._handlers = handlers
         self._engine = engine
         self._observer = observer
         self._availability = availability
-        self._crew = Crew(engine, availability, worker)
+        self._crew = Crew(engine, availability, worker, ceiling or Ceiling())
         self._batches = Batches(self._crew)
         self._unknown: set[str] = set()
 
@@ -60,7 +71,7 @@ class Executor:
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         task.set_name(_name(message))
         started_ms = _now_ms()
-        with self._observer.observe(_subject(delivery, message)) as observation:
+        with self._observer.observe(subject_of(delivery, message)) as observation:
             try:
                 settled = await self._settle(delivery, raw, message, observation)
             except Exception as fault:  # noqa: BLE001 - a fault of the runtime: the job stays, and somebody is told
@@ -78,7 +89,7 @@ class Executor:
         self, delivery: Delivery, raw: bytes, message: Message | Unreadable, observation: Observation
     ) -> Settled:
         """Read the message, and make the attempt that it asks for."""
-        run, retry = _identity(delivery, message), DEFAULT_RETRY
+        run, retry = identity_of(delivery, message), DEFAULT_RETRY
         try:
             if isinstance(message, Unreadable):
                 raise InvalidPayload(f"The message can't be read: {message.reason}.")  # noqa: TRY301 - as the next one
@@ -125,7 +136,8 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _subject(delivery: Delivery, message: Message | Unreadable) -> Subject:
+def subject_of(delivery: Delivery, message: Message | Unreadable) -> Subject:
+    """What observers are told of a delivery."""
     latency_ms = max(0, delivery.delivered_ms - delivery.due_ms)
     identity = delivery.job_id, _name(message), delivery.queue, message.enqueued_ms, latency_ms
     return (
@@ -135,7 +147,8 @@ def _subject(delivery: Delivery, message: Message | Unreadable) -> Subject:
     )
 
 
-def _identity(delivery: Delivery, message: Message | Unreadable) -> ledger.Identity:
+def identity_of(delivery: Delivery, message: Message | Unreadable) -> ledger.Identity:
+    """The run that a delivery is of."""
     # An id from elsewhere may hold what PostgreSQL's text can't.
     job_id, from_outbox = as_text(delivery.job_id), isinstance(message, Message) and message.from_outbox
     return ledger.Identity(job_id, message.enqueued_ms, _name(message), delivery.queue, from_outbox)

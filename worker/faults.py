@@ -99,7 +99,7 @@ def plainly(error: BaseException) -> BaseException:
     return swallowed.with_traceback(error.__traceback__)
 
 
-async def commit(committing: Coroutine[Any, Any, None]) -> None:
+async def fate_of(committing: Coroutine[Any, Any, None]) -> None:
     """Commit, whatever is cancelled meanwhile. Raises FateUnknown where the connection breaks under it."""
     try:
         await to_its_end(committing)

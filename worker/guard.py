@@ -7,6 +7,7 @@ from typing import Any, NoReturn, Self
 from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from worker.errors import SessionMisuse, TransactionEnded
 
@@ -19,7 +20,7 @@ ENDS = re.compile(
 ROLLBACK = "ROLLBACK;"
 """As asyncpg writes it."""
 GUARD = "ratchet_guard"
-"""Where an attempt's Guard is found: in its session's info, and among its connection's execution options."""
+"""Where an attempt's Guard is found: in the info of its session, and of its connection's place in the pool."""
 
 
 class Guard:
@@ -126,15 +127,18 @@ def _before_execute_without(cursor: DBAPICursor, statement: str, context: Execut
     _before_execute(cursor, statement, None, context)
 
 
-def _given_back(dbapi_connection: Any, _record: object) -> None:
+def _given_back(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
     """Whoever has the connection next is no handler's concern, though the one that gave it away may still run."""
+    if record.record_info:
+        record.record_info.pop(GUARD, None)
     if dbapi_connection is not None:
         dbapi_connection.driver_connection.guard = None
 
 
 def _before_execute(_cursor: DBAPICursor, statement: str, _parameters: Any, context: ExecutionContext) -> None:
     """Raises SessionMisuse in a second task, and TransactionEnded for a statement that ends the transaction."""
-    guard: Guard | None = context.root_connection.get_execution_options().get(GUARD)
+    info = context.root_connection.connection.record_info
+    guard: Guard | None = info.get(GUARD) if info else None
     if guard is not None:
         guard.refuse_other_tasks()
         guard.sees(statement)

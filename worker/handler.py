@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from worker.chunk import Chunk, Step
 from worker.job import Job
 from worker.limits import Gate, Rate
+from worker.pace import Sizes
 from worker.retry import RetryPolicy
 
 J = TypeVar("J", bound=Job)
@@ -54,6 +55,9 @@ class Handler(Policy, Generic[J]):
     """False: keep no run of a success and ask nothing of PostgreSQL until the handler does; at least once."""
 
 
+MAX_PARTITIONS = 1_000
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkedHandler(Policy, Generic[J, C]):
     """One job in many transactions, each of which moves the cursor. It resumes after the last that committed."""
@@ -63,15 +67,52 @@ class ChunkedHandler(Policy, Generic[J, C]):
     cursor: type[C]
     """The cursor's type; pydantic writes it to JSON and reads it back."""
     size: int = 1_000
-    """Rows a chunk."""
+    """Rows of the first chunk. Those after it take as many as `target` lets them."""
+    target: timedelta | None = timedelta(seconds=1)
+    """Time of one chunk; `chunk.size` adapts to it. None: the size stays as it is."""
+    min_size: int | None = None
+    """A tenth of `size` unless given."""
+    max_size: int | None = None
+    """Ten times `size` unless given."""
+    yield_after: timedelta = timedelta(seconds=30)
+    """When the slot is given up after so long, other due jobs of the queue have their turn before it goes on."""
+    partitions: int = 1
+    """Parts of the key range that are gone through at the same time, each by a job of its own."""
+    split: Callable[[J, AsyncSession, int], Awaitable[Sequence[C]]] | None = None
+    """Given the number of partitions, the bounds between them: strictly ascending, and fewer where that is enough.
+
+    A bound belongs to the partition below it; the first partition has no lower and the last no upper bound. The handler
+    has to heed `chunk.lower` and `chunk.upper`. `worker.keys` has both halves for a table with a key.
+    """
     codec: TypeAdapter[C] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raises ValueError for limits that make no sense, and pydantic's errors for a cursor type it can't write."""
         Policy.__post_init__(self)
         object.__setattr__(self, "codec", TypeAdapter(self.cursor))
+        given = f"The chunked handler of {self.job.job_name} got"
         if self.size < 1:
-            raise ValueError(f"The chunked handler of {self.job.job_name} got size={self.size}; give at least 1.")
+            raise ValueError(f"{given} size={self.size}; give at least 1.")
+        if self.target is not None and self.target <= timedelta(0):
+            raise ValueError(f"{given} target={self.target}; give a time above zero, or None for a size that stays.")
+        if self.yield_after < timedelta(0):
+            raise ValueError(f"{given} yield_after={self.yield_after}; give a time of zero or more.")
+        if not 1 <= self.partitions <= MAX_PARTITIONS:
+            raise ValueError(f"{given} partitions={self.partitions}; give 1 to {MAX_PARTITIONS:,}.")
+        if (self.partitions > 1) != (self.split is not None):
+            raise ValueError(f"{given} only one of partitions and split; give both or neither.")
+        if self.partitions > 1 and self.rate is not None:
+            raise ValueError(f"{given} a rate and partitions, whose starts would use it up; give one of them.")
+        sizes = self.sizes
+        if not 1 <= sizes.smallest <= self.size <= sizes.largest:
+            bounds = f"min_size={sizes.smallest}, size={self.size} and max_size={sizes.largest}"
+            raise ValueError(f"{given} {bounds}; give them in ascending order, from 1.")
+
+    @property
+    def sizes(self) -> Sizes:
+        """What a chunk's size is held to."""
+        smallest = max(1, self.size // 10) if self.min_size is None else self.min_size
+        return Sizes(self.target, smallest, self.size * 10 if self.max_size is None else self.max_size)
 
 
 MAX_BATCH = 5_000

@@ -19,13 +19,13 @@ ADVISORY_LOCK = 0x7261746368_6D
 """Two `worker migrate` at once wait for each other. ("ratchm" in ASCII.)"""
 
 
-def migrate(database_url: str, version_locations: Sequence[Path] = ()) -> None:
+def migrate(database_url: str, version_locations: Sequence[Path] = (), *, pgbouncer: bool = False) -> None:
     """Apply what is missing, all of it in one transaction. Raises what PostgreSQL raises, with nothing applied."""
-    asyncio.run(_migrate(database_url, version_locations))
+    asyncio.run(_migrate(database_url, version_locations, pgbouncer=pgbouncer))
 
 
-async def _migrate(database_url: str, version_locations: Sequence[Path]) -> None:
-    engine = create_engine(database_url, pool_size=1, application="ratchet migrate")
+async def _migrate(database_url: str, version_locations: Sequence[Path], *, pgbouncer: bool) -> None:
+    engine = create_engine(database_url, pool_size=1, application="ratchet migrate", pgbouncer=pgbouncer)
     try:
         async with engine.begin() as connection:
             await connection.execute(text("set local lock_timeout = 0"))

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, DateTime, Identity, LargeBinary, MetaData, Text, func
+from sqlalchemy import BigInteger, DateTime, Double, Identity, LargeBinary, MetaData, Text, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -11,7 +11,7 @@ class Base(DeclarativeBase):
     """Of the runtime's tables only; a domain has its own."""
 
     metadata = MetaData(schema="worker")
-    type_annotation_map = {str: Text, datetime: DateTime(timezone=True), int: BigInteger}  # noqa: RUF012 - SQLAlchemy's own form
+    type_annotation_map = {str: Text, datetime: DateTime(timezone=True), int: BigInteger, float: Double}  # noqa: RUF012 - SQLAlchemy's own form
 
 
 class Outbox(Base):
@@ -57,12 +57,26 @@ class Run(Base):
     cursor: Mapped[object | None] = mapped_column(JSONB)
     done: Mapped[int] = mapped_column(server_default="0")
     total: Mapped[int | None]
-    """Rows worked on and rows in all, of a chunked job."""
+    """Rows worked on and rows in all, of a chunked job; the latter may be an estimate."""
+    chunks: Mapped[int] = mapped_column(server_default="0")
+    """How many have committed."""
+    chunk_size: Mapped[int | None]
+    """Rows of the next chunk."""
+    row_seconds: Mapped[float | None]
+    rate: Mapped[float | None]
+    """Seconds that a row of a chunk's size takes, and rows done in a second of work; both smoothed (worker/pace.py)."""
+    time_left_s: Mapped[float | None]
+    """Seconds of work until `total`, as of the last chunk."""
     result: Mapped[object | None] = mapped_column(JSONB)
     error: Mapped[str | None]
     message: Mapped[bytes | None] = mapped_column(LargeBinary)
     """The original bytes, kept where the job is dead or cancelled."""
     parent_id: Mapped[str | None]
+    """Of a partition: the id of the run that it is a part of, which has the same `enqueued_ms`."""
+    partitions: Mapped[int | None]
+    """Of a parent: how many partitions its key range was split into."""
+    bounds: Mapped[object | None] = mapped_column(JSONB)
+    """Of a partition: `[lower, upper]` of its keys, as the cursor is written; null where it is open-ended."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
 

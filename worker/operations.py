@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from worker.limits import Rate
 from worker.overview import newest
 from worker.wire import restamp
 
@@ -30,6 +31,20 @@ class WrongStatusError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which dead jobs are meant; all of them, unless it says more."""
+
+    name: str | None = None
+    error: str | None = None
+    """A part of the error's text, letter by letter."""
+
+    @property
+    def values(self) -> dict[str, str | None]:
+        """For the statements that have _IS_WANTED."""
+        return {"name": self.name, "error": self.error}
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """It is replayed, cancelled or discarded."""
 
@@ -40,7 +55,7 @@ class Done:
 # What hasn't begun is newer than any run, so a run is the newest only where nothing of its id waits.
 _DEAD = """
 select id, enqueued_ms, name, queue, message from worker.run as r
-where status = 'dead' and not exists (
+where status = 'dead' and parent_id is null and not exists (
     select from worker.run as later
     where later.id = r.id and (later.created_at, later.enqueued_ms) > (r.created_at, r.enqueued_ms)
 ) and not exists (
@@ -48,46 +63,80 @@ where status = 'dead' and not exists (
         and not exists (select from worker.run as begun where begun.id = o.id and begun.enqueued_ms = o.enqueued_ms)
 )
 """
+_IS_WANTED = """
+(cast(:name as text) is null or name = :name) and (cast(:error as text) is null or strpos(error, :error) > 0)
+"""
 _DEAD_OF_ID = text(f"{_DEAD} and id = :id for update")
-_DEAD_BATCH = text(f"{_DEAD} and finished_at <= :until order by finished_at limit :batch for update skip locked")
+_DEAD_BATCH = text(f"""
+{_DEAD} and {_IS_WANTED} and finished_at <= :until order by finished_at limit :batch for update skip locked
+""")
+_COUNT_DEAD = text(f"select count(*) from ({_DEAD} and {_IS_WANTED}) as dead")  # noqa: S608 - put together from constants
 _NOW = text("select clock_timestamp()")
 
 # The outbox row comes back under the same identity, and isn't coalesced with others of its id.
 _SEND_AGAIN = text("""
-insert into worker.outbox (id, enqueued_ms, name, queue, message) values (:id, :ms, :name, :queue, :message)
+insert into worker.outbox (id, enqueued_ms, name, queue, message, due_at)
+values (:id, :ms, :name, :queue, :message, coalesce(cast(:due_at as timestamptz), now()))
 """)
 _WAIT_AGAIN = text("""
-update worker.run set status = 'waiting', from_outbox = true, attempt = 0, next_at = null, error = null, message = null,
-    finished_at = null
+update worker.run set status = 'waiting', from_outbox = true, attempt = 0, error = null, message = null,
+    next_at = cast(:due_at as timestamptz), finished_at = null
 where id = :id and enqueued_ms = :ms
 """)
-_DISCARD = text(
-    "update worker.run set status = 'discarded', finished_at = clock_timestamp() where id = :id and enqueued_ms = :ms"
+# Of its partitions those that didn't complete.
+_SEND_PARTS_AGAIN = text("""
+with ended as (
+    select id, coalesce(message, :message) as message from worker.run
+    where parent_id = :id and enqueued_ms = :ms and status in ('dead', 'cancelled') for update
+), again as (
+    update worker.run as part set status = 'waiting', attempt = 0, next_at = null, error = null, message = null,
+        finished_at = null
+    from ended where part.id = ended.id and part.enqueued_ms = :ms returning part.id, ended.message
 )
+insert into worker.outbox (id, enqueued_ms, name, queue, message) select id, :ms, :name, :queue, message from again
+""")
+_DISCARD = text("""
+update worker.run set status = 'discarded', finished_at = clock_timestamp()
+where enqueued_ms = :ms and (id = :id or parent_id = :id) and status = 'dead'
+""")
 
 
 async def replay(engine: AsyncEngine, job_id: str) -> Done:
     """Let a dead job run again: the same identity, no failures counted, a chunked one from its cursor.
 
+    Of one with partitions those that didn't complete run again, each from its cursor.
+
     Raises UnknownIdError or WrongStatusError.
     """
     async with engine.begin() as connection:
         run = await _dead(connection, job_id)
-        await _replay(connection, [run])
+        await _replay(connection, [run], [None])
     return Done(run.id, run.name)
 
 
-async def replay_all(engine: AsyncEngine) -> list[Done]:
-    """Replay every job that is dead now, a batch a transaction. Those that somebody else holds are left."""
+async def count_dead(engine: AsyncEngine, wanted: Wanted) -> int:
+    """How many jobs are dead that are meant."""
+    async with engine.connect() as connection:
+        count: int = (await connection.execute(_COUNT_DEAD, wanted.values)).scalar_one()
+    return count
+
+
+async def replay_all(engine: AsyncEngine, wanted: Wanted = Wanted(), rate: Rate | None = None) -> list[Done]:
+    """Replay every job that is dead now and meant, oldest first, a batch a transaction.
+
+    With a `rate` the first is due now, and each other a moment after the one before. What somebody else holds is left.
+    """
     done: list[Done] = []
+    gap = rate.per / rate.count if rate else None
     async with engine.connect() as connection:
         until: datetime = (await connection.execute(_NOW)).scalar_one()
     while True:
         async with engine.begin() as connection:
-            runs = (await connection.execute(_DEAD_BATCH, {"until": until, "batch": BATCH})).all()
+            runs = (await connection.execute(_DEAD_BATCH, {**wanted.values, "until": until, "batch": BATCH})).all()
             if not runs:
                 return done
-            await _replay(connection, runs)
+            dues = [until + gap * (len(done) + place) if gap else None for place in range(len(runs))]
+            await _replay(connection, runs, dues)
         done += [Done(run.id, run.name) for run in runs]
 
 
@@ -105,11 +154,14 @@ async def _dead(connection: AsyncConnection, job_id: str) -> Row[Any]:
         found = await newest(connection, job_id)
         if found is None:
             raise UnknownIdError(job_id)
+        if found.parent_id is not None:
+            raise WrongStatusError(f"The job {job_id} is a partition; name the whole job, {found.parent_id}.")
         raise WrongStatusError(f"The job {job_id} is {found.status}; only a dead one can be replayed or discarded.")
     return run
 
 
-async def _replay(connection: AsyncConnection, runs: Sequence[Row[Any]]) -> None:
+async def _replay(connection: AsyncConnection, runs: Sequence[Row[Any]], dues: Sequence[datetime | None]) -> None:
+    """`dues`: when each may run; None: at once."""
     rows = [
         {
             "id": run.id,
@@ -117,8 +169,11 @@ async def _replay(connection: AsyncConnection, runs: Sequence[Row[Any]]) -> None
             "name": run.name,
             "queue": run.queue,
             "message": restamp(run.message, enqueued_ms=run.enqueued_ms),
+            "due_at": due,
         }
-        for run in runs
+        for run, due in zip(runs, dues, strict=True)
     ]
     await connection.execute(_SEND_AGAIN, rows)
-    await connection.execute(_WAIT_AGAIN, [{"id": run.id, "ms": run.enqueued_ms} for run in runs])
+    for row in rows:
+        await connection.execute(_SEND_PARTS_AGAIN, row)
+    await connection.execute(_WAIT_AGAIN, [{key: row[key] for key in ("id", "ms", "due_at")} for row in rows])

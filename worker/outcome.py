@@ -26,7 +26,11 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class Yielded:
-    """A chunk committed and more are to come."""
+    """Chunks committed and more are to come, or a chunked job is held back. No attempt was burnt."""
+
+    delay: timedelta | None = None
+    """None: it keeps its place in the queue; zero: it goes to the end of what is due."""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,12 +27,18 @@ class Entry:
     """Failures counted since the last progress."""
     done: int
     total: int | None
-    """Rows, of a chunked job."""
+    """Rows, of a chunked job; the total may be an estimate."""
+    rate: float | None
+    """Rows done in a second of work, smoothed over the last chunks."""
+    time_left_s: float | None
+    """Seconds of work until the total, as of the last chunk."""
     begun_at: datetime | None
     due_at: datetime | None
     """When it may run next; None where it may now, or is final."""
     finished_at: datetime | None
     error: str | None
+    parent_id: str | None
+    """Of a partition: the job that it is a part of."""
 
     @property
     def is_final(self) -> bool:
@@ -62,17 +68,35 @@ class Details:
     """Rows that an import refused."""
     failures: tuple[Failure, ...]
     """Oldest first, at most the last 50."""
+    partitions: tuple[Entry, ...]
 
 
-_RUN = """
-select r.id, r.enqueued_ms, r.name, r.queue, r.status, r.attempt, r.done, r.total, r.created_at as begun_at,
-    r.next_at as due_at, r.finished_at, r.error, r.cursor, r.result, coalesce(r.finished_at, r.created_at) as at
-from worker.run as r
+# Of a job with partitions it is theirs, added up; nobody knows the total until each has told its own.
+PROGRESS = """
+coalesce(parts.done, r.done) as done, coalesce(parts.total, r.total) as total, coalesce(parts.rate, r.rate) as rate,
+    case when r.finished_at is null then coalesce(parts.time_left_s, r.time_left_s) end as time_left_s
 """
+RUN_WITH_PARTS = """
+worker.run as r left join lateral (
+    select done, total, rate, case when total >= done then (total - done) / nullif(rate, 0) end as time_left_s from (
+        select sum(part.done)::bigint as done, sum(part.rate) filter (where part.finished_at is null) as rate,
+            case when count(part.total) = count(*) then sum(part.total)::bigint end as total
+        from worker.run as part where part.parent_id = r.id and part.enqueued_ms = r.enqueued_ms
+    ) as added_up
+) as parts on r.partitions is not null
+"""
+_RUN = f"""
+select r.id, r.enqueued_ms, r.name, r.queue, r.status, r.attempt, {PROGRESS}, r.created_at as begun_at,
+    r.next_at as due_at, r.finished_at, r.error, r.parent_id, r.cursor, r.result,
+    coalesce(r.finished_at, r.created_at) as at
+from {RUN_WITH_PARTS}
+"""  # noqa: S608 - put together from constants
 _NOT_BEGUN = """
-select o.id, o.enqueued_ms, o.name, o.queue, 'waiting', 0::bigint, 0::bigint, null::bigint, null::timestamptz,
-    case when o.due_at > clock_timestamp() then o.due_at end, null::timestamptz, null::text, null::jsonb as cursor,
-    null::jsonb as result, case when o.enqueued_ms > 0 then to_timestamp(o.enqueued_ms / 1000.0) else o.due_at end as at
+select o.id, o.enqueued_ms, o.name, o.queue, 'waiting', 0::bigint, 0::bigint, null::bigint, null::double precision,
+    null::double precision, null::timestamptz,
+    case when o.due_at > clock_timestamp() then o.due_at end, null::timestamptz, null::text, null::text,
+    null::jsonb as cursor, null::jsonb as result, case when o.enqueued_ms > 0 then to_timestamp(o.enqueued_ms / 1000.0)
+        else o.due_at end as at
 from worker.outbox as o
 where not exists (select from worker.run as b where b.id = o.id and b.enqueued_ms = o.enqueued_ms)
 """
@@ -80,11 +104,13 @@ where not exists (select from worker.run as b where b.id = o.id and b.enqueued_m
 # Each part reads its own index from the new end and stops at the limit, however long the history is.
 _IS_WANTED = """
 (cast(:status as text) is null or status = :status) and (cast(:name as text) is null or name = :name)
+    and (cast(:error as text) is null or strpos(error, :error) > 0)
 """
 _ENTRIES = text(f"""
 ({_RUN} where finished_at is not null and {_IS_WANTED} order by finished_at desc limit :limit)
 union all ({_RUN} where finished_at is null and {_IS_WANTED} order by created_at desc limit :limit)
 union all ({_NOT_BEGUN} and coalesce(:status, 'waiting') = 'waiting' and coalesce(:name, name) = name
+    and cast(:error as text) is null
     order by seq desc limit :limit)
 order by at desc, id limit :limit
 """)
@@ -96,6 +122,7 @@ _FAILURES = text("""
 select attempt, failed_at, worker, error, traceback from worker.attempt where id = :id and enqueued_ms = :ms
 order by seq desc limit :limit
 """)
+_PARTITIONS = text(f"{_RUN} where r.parent_id = :id and r.enqueued_ms = :ms order by length(r.id), r.id")
 _REJECTS = text("select count(*) from worker.reject where id = :id and enqueued_ms = :ms")
 _MESSAGE = text("""
 select coalesce(
@@ -105,10 +132,18 @@ select coalesce(
 
 
 async def entries(
-    connection: AsyncConnection, *, status: str | None = None, name: str | None = None, limit: int = 50
+    connection: AsyncConnection,
+    *,
+    status: str | None = None,
+    name: str | None = None,
+    error: str | None = None,
+    limit: int = 50,
 ) -> list[Entry]:
-    """Runs and waiting jobs, newest first: by their end, else their beginning, else when they were enqueued."""
-    rows = await connection.execute(_ENTRIES, {"status": status, "name": name, "limit": limit})
+    """Runs and waiting jobs, newest first: by their end, else their beginning, else when they were enqueued.
+
+    `error`: a part of the error's text.
+    """
+    rows = await connection.execute(_ENTRIES, {"status": status, "name": name, "error": error, "limit": limit})
     return [_entry(row) for row in rows]
 
 
@@ -126,8 +161,14 @@ async def details(connection: AsyncConnection, job_id: str) -> Details | None:
     key = {"id": row.id, "ms": row.enqueued_ms}
     failures = (await connection.execute(_FAILURES, {**key, "limit": MAX_FAILURES})).all()
     rejects: int = (await connection.execute(_REJECTS, key)).scalar_one()
+    partitions = (await connection.execute(_PARTITIONS, key)).all()
     return Details(
-        _entry(row), row.cursor, row.result, rejects, tuple(Failure(*failure) for failure in reversed(failures))
+        _entry(row),
+        row.cursor,
+        row.result,
+        rejects,
+        tuple(Failure(*failure) for failure in reversed(failures)),
+        tuple(map(_entry, partitions)),
     )
 
 

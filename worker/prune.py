@@ -35,17 +35,26 @@ class Prune(Job, name="worker.prune"):
     keep_for: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(days=3_650))] = timedelta(days=30)
 
 
-# One whose `job_id` was enqueued again stays until that is known for a duplicate.
+# Partitions go with the job that they are of. One whose `job_id` was enqueued again stays until that is known for a
+# duplicate.
 _OLD = text("""
 select id, enqueued_ms, from_outbox from worker.run
 where status in ('completed', 'cancelled', 'discarded') and finished_at < now() - cast(:keep_for as interval)
-    and (id, enqueued_ms) > (:id, :ms)
+    and (id, enqueued_ms) > (:id, :ms) and parent_id is null
+    and not exists (
+        select from worker.run as part
+        where part.parent_id = run.id and part.enqueued_ms = run.enqueued_ms and part.finished_at is null
+    )
     and not exists (select from worker.outbox as row where row.id = run.id and row.enqueued_ms = run.enqueued_ms)
 order by id, enqueued_ms limit :size
 """)
 _DELETE = text("""
-delete from worker.run using unnest(cast(:ids as text[]), cast(:times as bigint[])) as old (id, enqueued_ms)
-where run.id = old.id and run.enqueued_ms = old.enqueued_ms
+with old as (
+    select * from unnest(cast(:ids as text[]), cast(:times as bigint[])) as given (id, enqueued_ms)
+), partitions as (
+    delete from worker.run using old where run.parent_id = old.id and run.enqueued_ms = old.enqueued_ms
+)
+delete from worker.run using old where run.id = old.id and run.enqueued_ms = old.enqueued_ms
 """)
 # Each entry's last tick stays: without it the next look would take the entry for a new one, and pass its past over.
 _DELETE_TICKS = text("""

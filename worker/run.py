@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import JsonValue
 from sqlalchemy import Connection, text
@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.database import Driver
 from worker.errors import TransactionEnded
+from worker.pace import Progress
 from worker.wire import restamp
 
 Status = Literal["waiting", "retrying", "snoozed", "yielded", "completed", "dead", "cancelled", "discarded"]
@@ -48,13 +49,25 @@ class Begun:
     """The run is locked by this transaction and may go on."""
 
     failures: int
-    cursor: JsonValue
-    counts: Mapping[str, JsonValue]
     created_at: datetime
     transaction: str
     """PostgreSQL's id of the transaction that holds the lock."""
     marked_at: float | None = None
     """time.monotonic() when the run was marked done, if it is already."""
+    progress: Progress | None = None
+    """Of a chunked job."""
+
+    @property
+    def seen(self) -> "Seen":
+        """What tells whether the run has gone on since."""
+        return Seen(self.failures, self.progress.chunks if self.progress else 0)
+
+
+class Seen(NamedTuple):
+    """A run that somebody else has carried on meanwhile has other numbers than an attempt saw when it began."""
+
+    failures: int
+    chunks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +124,9 @@ with admitted as (
         case when $9 then 'null'::jsonb end, case when $9 then clock_timestamp() end
     from admitted
     on conflict (id, enqueued_ms) do update set name = run.name
-    returning status, attempt, cursor, result, error, next_at, created_at, $9 and xmax = 0 as is_marked
+    returning status, attempt, result, error, next_at, created_at, $9 and xmax = 0 as is_marked
 )
-select status, attempt, cursor, result, error, created_at, next_at - clock_timestamp() as wait, is_marked,
+select status, attempt, result, error, created_at, next_at - clock_timestamp() as wait, is_marked,
     pg_current_xact_id()::text as transaction, {set_limits("$6", "$7", "$8")}
 from locked
 """
@@ -141,12 +154,6 @@ _UNMARK = text("""
 update worker.run set status = 'waiting', result = null, finished_at = null
 where id = :id and enqueued_ms = :ms and status = 'completed'
     and xmin = cast(cast(cast(:transaction as text) as xid8) as xid)
-""")
-
-_ADVANCE = text("""
-update worker.run set status = 'yielded', cursor = cast(:cursor as jsonb), result = cast(:result as jsonb), attempt = 0,
-    done = done + :done, total = coalesce(:total, total), next_at = null, error = null
-where id = :id and enqueued_ms = :ms and pg_current_xact_id()::text = :transaction
 """)
 
 # once=False: there is no run, unless the job failed or was snoozed before.
@@ -180,13 +187,13 @@ async def begin(driver: Driver, run: Identity, limits: Limits, *, marks: bool) -
     if row is None:
         return Ended(None)
     # Positions, which asyncpg's records give faster than names.
-    status, failures, cursor, result, error, created_at, wait, is_marked, transaction = row[:9]
+    status, failures, result, error, created_at, wait, is_marked, transaction = row[:8]
     if status in FINAL and not is_marked:
         return Ended(status, result, error)
     if wait is not None and wait > timedelta(0):
         return NotDue(wait)
     marked_at = time.monotonic() if is_marked else None
-    return Begun(failures, cursor, result or {}, created_at, transaction, marked_at)
+    return Begun(failures, created_at, transaction, marked_at)
 
 
 def limit(connection: Connection, limits: Limits) -> None:
@@ -218,16 +225,6 @@ async def complete(driver: Driver, run: Identity, begun: Begun, result: str) -> 
 async def unmark(connection: AsyncConnection, run: Identity, begun: Begun) -> None:
     """Take the mark back that `begin` made, where a handler has committed it by itself, with half of its work."""
     await connection.execute(_UNMARK, {**run.key, "transaction": begun.transaction})
-
-
-async def advance(
-    connection: AsyncConnection, run: Identity, begun: Begun, *, cursor: str, counts: str, done: int, total: int | None
-) -> None:
-    """Move the cursor (JSON) behind the chunk that commits with it. Failures count anew. Raises TransactionEnded."""
-    chunk = {"cursor": cursor, "result": counts, "done": done, "total": total}
-    moved = await connection.execute(_ADVANCE, {**run.key, "transaction": begun.transaction, **chunk})
-    if moved.rowcount == 0:
-        raise TransactionEnded
 
 
 async def close_unkept(connection: AsyncConnection, run: Identity) -> None:

@@ -86,7 +86,7 @@ async def begin(driver: Driver, runs: Sequence[Identity], limits: Limits) -> lis
         elif wait is not None and wait > timedelta(0):
             found[job_id, enqueued_ms] = NotDue(wait)
         else:
-            found[job_id, enqueued_ms] = Begun(failures, None, {}, created_at, transaction, now if is_marked else None)
+            found[job_id, enqueued_ms] = Begun(failures, created_at, transaction, now if is_marked else None)
     return [found.get((run.job_id, run.enqueued_ms)) for run in runs]
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +23,7 @@ from worker.availability import Availability
 from worker.broker import connect_broker
 from worker.claim import Claims
 from worker.database import APPLICATION, DatabaseAway, create_engine
+from worker.delivery import Delivery, Report
 from worker.engine import Engine
 from worker.executor import Executor
 from worker.faults import is_lost_connection
@@ -37,8 +38,11 @@ from worker.recycling import recycle_when_due
 from worker.relay import CHANNEL as OUTBOX_CHANNEL
 from worker.relay import Pace, Relay, listen
 from worker.reporting.observer import Observer
+from worker.setback import Setbacks
 from worker.settings import Settings
 from worker.shield import cancel_all
+from worker.suspects.death import Deaths
+from worker.suspects.quarantine import Quarantine
 from worker.ticker import Ticker
 from worker.wake import listen_for_wakes
 
@@ -59,7 +63,7 @@ class Services:
 async def services(app: App, settings: Settings, observer: Observer, *, pushed: Any) -> AsyncGenerator[Services]:
     """Engine, Redis, relay and schedule, running. `pushed` is told when the relay has sent something."""
     database_url = settings.database_url.get_secret_value()
-    engine = create_engine(database_url, pool_size=settings.connections)
+    engine = create_engine(database_url, pool_size=settings.connections, pgbouncer=settings.pgbouncer)
 
     availability = Availability(engine)
     redis = connect_broker(settings.redis_url.get_secret_value())
@@ -70,14 +74,12 @@ async def services(app: App, settings: Settings, observer: Observer, *, pushed: 
         settle=timedelta(seconds=settings.lease / 3 + 1),
     )
     relay = Relay(engine, redis, availability, observer, pushed=pushed, pace=pace)
-    executor = Executor(app.handlers, engine, observer, availability, worker_name())
+    executor = Executor(app.handlers, engine, observer, availability, worker_name(), ceiling=settings.ceiling)
     pauses = Pauses(engine, availability, observer)
-    listen_url = settings.listen_url.get_secret_value() if settings.listen_url else database_url
-    parts = (
-        relay.run(),
-        listen(listen_url, {OUTBOX_CHANNEL: relay.wake, PAUSE_CHANNEL: pauses.wake}, f"{APPLICATION} listen"),
-        Ticker(engine, app.schedule, availability, observer).run(),
-    )
+    parts = [relay.run(), Ticker(engine, app.schedule, availability, observer).run()]
+    if settings.listens_at is not None:  # else relay and pauses look for themselves
+        wakes = {OUTBOX_CHANNEL: relay.wake, PAUSE_CHANNEL: pauses.wake}
+        parts.append(listen(settings.listens_at.get_secret_value(), wakes, f"{APPLICATION} listen"))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.dispose)
         stack.push_async_callback(redis.aclose)
@@ -86,28 +88,37 @@ async def services(app: App, settings: Settings, observer: Observer, *, pushed: 
         yield Services(engine, redis, availability, relay, executor, pauses)
 
 
-async def run_worker(app: App, settings: Settings, observer: Observer, *, burst: bool = False) -> None:
+async def run_worker(
+    app: App, settings: Settings, observer: Observer, *, burst: bool = False, child: Sequence[str] | None = None
+) -> None:
     """Consume until SIGTERM or SIGINT; in burst mode, until nothing that this worker knows is due.
+
+    `child`: the command that starts a child for suspects; without one they run here, as all others.
 
     Both servers may be away, now and at any time: it waits for them. Raises SystemExit where a job outlived its timeout
     and its grace, and the process has to go.
     """
     try:
-        await _run_worker(app, settings, observer, burst=burst)
+        await _run_worker(app, settings, observer, burst=burst, child=child)
     finally:  # no sooner: a second signal must not break off the cleaning up
         for signum in (SIGINT, SIGTERM):
             asyncio.get_running_loop().remove_signal_handler(signum)
 
 
-async def _run_worker(app: App, settings: Settings, observer: Observer, *, burst: bool) -> None:
+async def _run_worker(
+    app: App, settings: Settings, observer: Observer, *, burst: bool, child: Sequence[str] | None
+) -> None:
     worker: AppWorker | None = None
 
     def pushed() -> None:
         if worker is not None:
             worker.wake()
 
-    async with services(app, settings, observer, pushed=pushed) as parts:
-        grace, lease = timedelta(seconds=settings.shutdown_grace), timedelta(seconds=settings.lease)
+    grace, lease = timedelta(seconds=settings.shutdown_grace), timedelta(seconds=settings.lease)
+    async with (
+        services(app, settings, observer, pushed=pushed) as parts,
+        _executing(parts, app, observer, child, grace + lease) as execute,
+    ):
 
         async def look_for_database(_ctx: dict[Any, Any]) -> None:
             await parts.availability.check()
@@ -137,7 +148,7 @@ async def _run_worker(app: App, settings: Settings, observer: Observer, *, burst
         worker = AppWorker(
             arq_functions(app),
             engine=Engine(
-                execute=parts.executor.execute,
+                execute=execute,
                 may_claim=lambda: parts.availability.is_up() and parts.pauses.are_known(),
                 acknowledged=parts.relay.acknowledged,
                 refill=refill,
@@ -171,6 +182,23 @@ async def _run_worker(app: App, settings: Settings, observer: Observer, *, burst
             await cancel_all(tasks)
     if leases.are_overdue:
         sys.exit(os.EX_SOFTWARE)  # it ended in order, but a supervisor that restarts failures alone must restart it
+
+
+@asynccontextmanager
+async def _executing(
+    parts: Services, app: App, observer: Observer, child: Sequence[str] | None, grace: timedelta
+) -> AsyncGenerator[Callable[[Delivery], Coroutine[Any, Any, Report]]]:
+    """What carries out deliveries: the executor, and for suspects children, where there is a command for them."""
+    if child is None:
+        yield parts.executor.execute
+        return
+    setbacks = Setbacks(parts.engine, parts.availability, worker_name())
+    deaths = Deaths(parts.engine, setbacks, observer, app.handlers)
+    quarantine = Quarantine(parts.executor, deaths, child, grace)
+    try:
+        yield quarantine.execute
+    finally:
+        await quarantine.close()
 
 
 def arq_functions(app: App) -> list[Function]:

@@ -11,9 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker import run as ledger
 from worker.availability import Availability
+from worker.brakes import Held
 from worker.database import DatabaseAway
 from worker.faults import is_expected, is_lost_connection
-from worker.outcome import BUSY, Cancelled, Dead, Duplicate, Outcome, Released, Retrying, Snoozed, describe
+from worker.outcome import BUSY, Cancelled, Dead, Duplicate, Outcome, Released, Retrying, Snoozed, Yielded, describe
 from worker.retry import RetryPolicy
 from worker.stored import as_text
 from worker.wire import ABORTED, UNREADABLE_NAME
@@ -21,8 +22,8 @@ from worker.wire import ABORTED, UNREADABLE_NAME
 MAX_TRACEBACK = 20_000
 """Characters; the innermost frames stand at the end and are kept."""
 
-# Compare-and-set: a run that is final, or whose attempt somebody else counted, stays as it is. A job from the outbox
-# is written only while its row stands.
+# Compare-and-set: a run that is final, or whose attempt somebody else counted, or that somebody else carried on by a
+# chunk, stays as it is. A job from the outbox is written only while its row stands.
 _MOVE = text("""
 insert into worker.run
     (id, enqueued_ms, name, queue, status, from_outbox, attempt, next_at, error, message, finished_at)
@@ -32,7 +33,7 @@ select :id, :ms, :name, :queue, :status, :from_outbox, :attempt,
 where not :from_outbox or exists (select from worker.outbox where id = :id and enqueued_ms = :ms)
 on conflict (id, enqueued_ms) do update set status = excluded.status, attempt = excluded.attempt,
     next_at = excluded.next_at, error = excluded.error, message = excluded.message, finished_at = excluded.finished_at
-where run.attempt = :failures and run.finished_at is null
+where run.attempt = :failures and run.chunks = :chunks and run.finished_at is null
 """)
 _NOTE_FAILURE = text("""
 insert into worker.attempt (id, enqueued_ms, attempt, error, traceback, worker)
@@ -40,7 +41,7 @@ values (:id, :ms, :attempt, :error, :traceback, :worker)
 """)
 # What can't be read doesn't say its enqueue time, so its outbox row is known by its bytes.
 _TAKE_UNREADABLE = text("delete from worker.outbox where id = :id and message = :message")
-_FAILURES = text("select attempt from worker.run where id = :id and enqueued_ms = :ms for update")
+_SEEN = text("select attempt, chunks from worker.run where id = :id and enqueued_ms = :ms for update")
 _LOOK = text("select status, result, error from worker.run where id = :id and enqueued_ms = :ms")
 
 
@@ -84,6 +85,11 @@ def snoozed(outcome: Snoozed, error: BaseException) -> Decision:
     return lambda _: (Move("snoozed", describe(error), outcome.delay), outcome)
 
 
+def held_back(held: Held) -> Decision:
+    """A wait that a chunked job is made to have; what it has done stays."""
+    return lambda _: (Move("yielded", f"held back: {held.reason}", held.delay), Yielded(held.delay, held.reason))
+
+
 def cancelled(outcome: Cancelled) -> Decision:
     """An end that the handler or arq's abort asked for."""
     return lambda _: (Move("cancelled", outcome.reason), outcome)
@@ -106,17 +112,17 @@ class Setbacks:
         self._availability = availability
         self._worker = worker
 
-    async def record(self, run: ledger.Identity, message: bytes, seen: int | None, decide: Decision) -> Outcome:
+    async def record(self, run: ledger.Identity, message: bytes, seen: ledger.Seen | None, decide: Decision) -> Outcome:
         """Write down what was decided.
 
-        `seen`: how many failures the attempt saw when it began; None where it saw none. Where the ledger can't be
+        `seen`: what the attempt saw of the run when it began; None where it saw nothing. Where the ledger can't be
         written just now, or somebody else has moved the run on, nothing counts. Raises what nobody expects.
         """
         try:
             async with self._engine.begin() as connection:
-                failures = await self._failures(connection, run) if seen is None else seen
-                move, outcome = decide(failures)
-                if await self._move(connection, run, move, failures, message):
+                seen = seen or await self._look(connection, run)
+                move, outcome = decide(seen.failures)
+                if await self._move(connection, run, move, seen, message):
                     return outcome
                 row = (await connection.execute(_LOOK, run.key)).one_or_none()
         except (DBAPIError, DatabaseAway) as error:
@@ -129,16 +135,17 @@ class Setbacks:
             return Released("another worker has taken it over", BUSY)
         return duplicate_of(ledger.Ended(row.status, row.result, row.error) if row else ledger.Ended(None))
 
-    async def _failures(self, connection: AsyncConnection, run: ledger.Identity) -> int:
-        """How many the run counts; locks it, where it exists."""
-        return (await connection.execute(_FAILURES, run.key)).scalar_one_or_none() or 0
+    async def _look(self, connection: AsyncConnection, run: ledger.Identity) -> ledger.Seen:
+        """What the run says; locks it, where it exists."""
+        row = (await connection.execute(_SEEN, run.key)).one_or_none()
+        return ledger.Seen(*row) if row else ledger.Seen(0)
 
     async def _move(
-        self, connection: AsyncConnection, run: ledger.Identity, move: Move, failures: int, message: bytes
+        self, connection: AsyncConnection, run: ledger.Identity, move: Move, seen: ledger.Seen, message: bytes
     ) -> bool:
         """Write `move`. False: the run is final, or somebody else has counted this attempt."""
-        attempt, error = failures + move.burns, as_text(move.error)
-        mine = {"name": run.name, "queue": run.queue, "from_outbox": run.from_outbox, "failures": failures}
+        attempt, error = seen.failures + move.burns, as_text(move.error)
+        mine = {"name": run.name, "queue": run.queue, "from_outbox": run.from_outbox, **seen._asdict()}
         kept = message if move.is_final else None
         state = {"status": move.status, "attempt": attempt, "delay": move.delay, "error": error, "final": move.is_final}
         moved = await connection.execute(_MOVE, {**run.key, **mine, **state, "message": kept})

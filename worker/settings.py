@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -9,7 +10,9 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.broker import check_url
+from worker.file_urls import read_prefixes
 from worker.job import DEFAULT_QUEUE
+from worker.pressure import Ceiling
 from worker.queue_order import QueueOrder, parse_order
 
 DEFAULT_REDIS_URL = "redis://localhost:6379"
@@ -50,7 +53,12 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_payloads: bool = False
+    show_payloads: bool = False
     files_dir: Path = Path("./files")
+    files_urls: Annotated[tuple[str, ...] | None, NoDecode] = None
+    """Prefixes of URLs that may be written to."""
+    files_max_unpacked_mb: int = Field(10_240, ge=1)
+    """What a packed file (.gz, .zst) that is imported may hold (MiB)."""
 
     poll_delay: float = Field(0.1, gt=0, le=60)
     lease: float = Field(15, ge=1, le=3600)
@@ -58,6 +66,12 @@ class Settings(BaseSettings):
     keep_result: float = Field(3600, ge=0, le=30 * 86400)
     relay_poll: float = Field(1, gt=0, le=60)
     sweep_interval: float = Field(30, gt=0, le=3600)
+    max_replication_lag: float = Field(10, ge=0, le=86_400)
+    max_transaction_age: float = Field(3600, ge=0, le=30 * 86_400)
+    max_waiting_locks: int = Field(50, ge=0, le=100_000)
+    """Above any of these chunked jobs wait between their chunks. 0: that isn't looked at."""
+    pgbouncer: bool = False
+    """Whether DATABASE_URL leads through PgBouncer in transaction mode."""
     listen_url: SecretStr | None = None
     """Where LISTEN goes, if not to DATABASE_URL; around a pooler in transaction mode."""
 
@@ -71,6 +85,11 @@ class Settings(BaseSettings):
         if isinstance(value, QueueOrder):
             return value
         return parse_order(value.split(",") if isinstance(value, str) else value)
+
+    @field_validator("files_urls", mode="before")
+    @classmethod
+    def _read_files_urls(cls, value: object) -> object:
+        return read_prefixes(value) if isinstance(value, str) else value
 
     @field_validator("app")
     @classmethod
@@ -103,6 +122,17 @@ class Settings(BaseSettings):
     def queue_order(self) -> QueueOrder:
         """The same as `queues`, which knows in which order to look at them."""
         return self.queues
+
+    @property
+    def ceiling(self) -> Ceiling:
+        """When chunked jobs leave PostgreSQL alone."""
+        lag, age = timedelta(seconds=self.max_replication_lag), timedelta(seconds=self.max_transaction_age)
+        return Ceiling(lag, age, self.max_waiting_locks)
+
+    @property
+    def listens_at(self) -> SecretStr | None:
+        """The URL to LISTEN at. None: there is none, since a notification finds no way back through PgBouncer."""
+        return self.listen_url or (None if self.pgbouncer else self.database_url)
 
     @property
     def connections(self) -> int:

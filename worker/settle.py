@@ -19,11 +19,14 @@ def ending(claim: Claim, report: Report, keep: timedelta) -> Finish | PutBack:
             keep_ms = _ms(keep)
             return Finish(claim, _result(claim, report, report.outcome) if keep_ms else b"", keep_ms)
         case Retrying(delay):
-            return PutBack(claim, delay, report.adopted, report.attempt, _ms(report.stays))
-        case Snoozed(delay) | Released(_, delay):
-            return PutBack(claim, delay, report.adopted)
-        case Yielded():
-            return PutBack(claim, timedelta(0), report.adopted)
+            stays, cleared = _ms(report.stays), not report.has_died
+            return PutBack(claim, delay or None, report.adopted, report.attempt, stays, cleared=cleared)
+        case Snoozed(delay):
+            return PutBack(claim, delay or None, report.adopted, cleared=True)
+        case Released(_, delay):
+            return PutBack(claim, delay or None, report.adopted)
+        case Yielded(delay):
+            return PutBack(claim, delay, report.adopted, cleared=True)
         case _:
             assert_never(report.outcome)
 

@@ -1,8 +1,9 @@
 """The script that tells Redis what came of jobs: whole or not at all, and many at once.
 
 Of each job it takes its queue, its id, the token that it is held by, and a word that says what becomes of it:
-`finish STAYS_MS KEEP_MS HAD_MESSAGE LIMITED RESULT`, `later STAYS_MS DELAY_MS FAILURES LIMITED ADOPTED` or
-`now STAYS_MS DUE_MS FAILURES LIMITED ADOPTED`. Four arguments, since to pack them is most of what it costs in Python.
+`finish STAYS_MS KEEP_MS HAD_MESSAGE LIMITED RESULT`, `later STAYS_MS DELAY_MS FAILURES LIMITED ADOPTED`,
+`now STAYS_MS DUE_MS FAILURES LIMITED ADOPTED`; or as `later`, `suspect`: then whoever takes it finds a lease that ran
+out. Four arguments, since to pack them is most of what it costs in Python.
 """
 
 from worker.wake import WAKE
@@ -18,7 +19,7 @@ SETTLE = (
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local tokens, settled, gone = {}, {}, {}
-local ended, offered, freed, woken = {}, {}, {}, {}
+local ended, offered, freed, woken, suspects = {}, {}, {}, {}, {}
 for i = 2, #ARGV, 4 do tokens[#tokens + 1] = 'arq:in-progress:' .. ARGV[i] end
 tokens = redis.call('MGET', unpack(tokens))
 
@@ -59,6 +60,11 @@ for n = 1, #tokens do
             put_back(queue, id, body, first, second)
             woken[queue] = true
         end
+        if verb == 'suspect' then
+            put_back(queue, id, body, now + first, second)
+            add(suspects, queue, now + first, id)
+            woken[queue] = woken[queue] or first == '0'
+        end
     end
 end
 for queue, ids in pairs(ended) do
@@ -67,8 +73,11 @@ for queue, ids in pairs(ended) do
 end
 for queue, ids in pairs(offered) do redis.pcall('ZADD', queue, 'XX', unpack(ids)) end
 for queue, ids in pairs(freed) do redis.pcall('ZREM', 'ratchet:leases:' .. queue, unpack(ids)) end
+for queue, ids in pairs(suspects) do redis.call('ZADD', 'ratchet:leases:' .. queue, unpack(ids)) end
 if #gone > 0 then redis.call('DEL', unpack(gone)) end
-for queue in pairs(woken) do wake(queue) end
+for queue, is_due in pairs(woken) do
+    if is_due then wake(queue) end
+end
 return settled
 """.replace("RETRY_TTL", str(RETRY_KEY_TTL_S))
 )

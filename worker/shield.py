@@ -48,6 +48,12 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def stop_if_cancelled() -> None:
+    """Raises CancelledError where the calling task was asked to end while it waited `to_its_end`."""
+    if is_cancelled():
+        raise asyncio.CancelledError
+
+
 def answer_cancellation(task: "asyncio.Task[Any] | None" = None) -> None:
     """What the calling task was cancelled for has been done; it goes on to tell of it. Its caller may know the task."""
     task = task or asyncio.current_task()

@@ -114,7 +114,7 @@ def _as_arq_would(report: Report) -> Any:
             raise JobFailed(f"{ABORTED}: {reason}")
         case Snoozed(delay) | Released(_, delay) | Retrying(delay, _):
             raise Retry(delay)
-        case Yielded():
-            raise Retry
+        case Yielded(delay):
+            raise Retry(delay)
         case _:
             assert_never(report.outcome)

@@ -6,6 +6,7 @@ Nothing here needs Redis or a running worker. See tests/guide/ for how each is u
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from worker.executor import Executor
 from worker.handler import AnyHandler, BatchHandler, ChunkedHandler, HandlerTable
 from worker.job import Job
 from worker.models import Outbox, Run
-from worker.outcome import Outcome
+from worker.outcome import Outcome, Released
 from worker.reporting.observer import Observers
 from worker.run import CurrentRun, running
 from worker.stored import as_jsonb
@@ -38,7 +39,8 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
     """Run `job`'s handler in your own session and return its result; you commit or roll back.
 
     Payload, result and cursor make the round trip through JSON as they do in a worker, so what would not survive it
-    fails here. A chunked job is run chunk after chunk, and a batch handler gets a batch of one. Whatever the handler
+    fails here. A chunked job is run chunk after chunk, without
+    partitions, and a batch handler gets a batch of one. Whatever the handler
     raises is raised.
     """
     handler = app.handlers[job.job_name]
@@ -85,19 +87,24 @@ async def drain(app: App, engine: AsyncEngine, *, limit: int = 1_000) -> list[tu
     """Run every committed job that is due, and those that they enqueue, and return what came of each delivery.
 
     They go through the real executor, one after another; those of a batch handler together. What fails or snoozes is
-    left for a later call, however short its wait is drawn: a test sees one attempt of it. Jobs of one key or `job_id`
+    left for a later call, however short its wait is drawn: a test sees one attempt of it. A job with partitions comes
+    after them. Jobs of one key or `job_id`
     coalesce first, as the relay would have them.
     Raises AssertionError after `limit` deliveries: then jobs enqueue each other for ever.
     """
+    passed: list[int] = []
     availability = Availability(engine)
     executor = Executor(_at_once(app.handlers), engine, Observers(), availability, "worker.testing")
     outcomes: list[tuple[Message, Outcome]] = []
     try:
         began = await _now(engine)
-        while rows := await _next_due(engine, app.handlers, began):
+        while rows := await _next_due(engine, app.handlers, began, passed):
             if len(outcomes) >= limit:
                 raise AssertionError(f"drain ran {limit} jobs and more are due; do they enqueue each other?")
             reports = await asyncio.gather(*(executor.execute(_delivery(row)) for row in rows))
+            passed += [
+                row.seq for row, report in zip(rows, reports, strict=True) if isinstance(report.outcome, Released)
+            ]
             outcomes += [(_message(row), report.outcome) for row, report in zip(rows, reports, strict=True)]
     finally:
         await availability.close()
@@ -125,7 +132,7 @@ update worker.outbox set sent_epoch = 0, sent_at = now() where seq = (
     select seq from worker.outbox as row left join worker.run using (id, enqueued_ms)
     where row.due_at <= now() and coalesce(run.next_at <= :began, true) and row.name = any(:names)
         and (row.sent_epoch is not null or not row.coalesces) and row.seq <> all(:taken)
-    order by row.sent_epoch is null, row.seq limit 1
+    order by run.partitions is not null, row.sent_epoch is null, row.seq limit 1
 ) returning seq, id, enqueued_ms, name, queue, message, coalesces
 """)
 
@@ -137,14 +144,14 @@ async def _now(engine: AsyncEngine) -> datetime:
         return now
 
 
-async def _next_due(engine: AsyncEngine, handlers: HandlerTable, began: datetime) -> list[Any]:
-    """The next job, with as many more as make a batch with it. None: an empty list."""
+async def _next_due(engine: AsyncEngine, handlers: HandlerTable, began: datetime, passed: Sequence[int]) -> list[Any]:
+    """The next job, with as many more as make a batch with it. None: an empty list. `passed` were put back before."""
     rows: list[Any] = []
     names, size = list(handlers), 1
     async with engine.begin() as connection:
         await lanes.rows(connection, lanes.MARK_COALESCING, epoch=0, refused=[])
         while len(rows) < size:
-            given = {"names": names, "began": began, "taken": [row.seq for row in rows]}
+            given = {"names": names, "began": began, "taken": [*passed, *(row.seq for row in rows)]}
             row = (await connection.execute(_NEXT_DUE, given)).one_or_none()
             if row is None:
                 break

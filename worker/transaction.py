@@ -1,7 +1,9 @@
 """One transaction of one job: begin, call the handler, mark it done, commit. Raises whatever goes wrong."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -9,16 +11,18 @@ import asyncpg
 from pydantic_core import from_json
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from worker import partitions, progress
 from worker import run as ledger
 from worker.call import Work, call
 from worker.chunk import Step
-from worker.connection import begin, connected
+from worker.connection import begin, commit, connected
 from worker.database import Driver, create_sessions
 from worker.errors import Permanent, SwallowedError
-from worker.faults import LOCK_NOT_AVAILABLE, commit, in_ledger, sqlstate
+from worker.faults import LOCK_NOT_AVAILABLE, fate_of, in_ledger, sqlstate
 from worker.guard import GUARD, Guard
 from worker.handler import ChunkedHandler
-from worker.outcome import Completed, Yielded
+from worker.outcome import Completed, Released, Yielded
+from worker.partitions import Split
 from worker.shield import to_its_end
 from worker.stored import as_jsonb
 from worker.zombies import Zombies
@@ -33,9 +37,9 @@ class Transactor:
         self._zombies = Zombies(engine)
 
     async def carry_out(
-        self, work: Work, on_begun: Callable[[int], None]
-    ) -> Completed | Yielded | ledger.Ended | ledger.NotDue:
-        """One transaction; nothing of it stays unless it commits. `on_begun` is told how many failures came before it.
+        self, work: Work, on_begun: Callable[[ledger.Seen], None]
+    ) -> Completed | Yielded | Released | ledger.Ended | ledger.NotDue:
+        """One transaction; nothing of it stays unless it commits. `on_begun` is told what came before it.
 
         Raises what the handler raises, LedgerBusy, FateUnknown, database errors and those of errors.py.
         """
@@ -47,30 +51,41 @@ class Transactor:
             if isinstance(begun, ledger.Ended):
                 with in_ledger():
                     await ledger.take_row(connection, work.run)
-                await commit(connection.commit())
+                await fate_of(commit(connection))
                 return begun
-            on_begun(begun.failures)
+            if isinstance(work.handler, ChunkedHandler):
+                with in_ledger():
+                    begun.progress = await progress.read(driver, work.run, work.handler)
+                    if begun.progress.partitions is not None and await partitions.carry_on(driver, work.run):
+                        return Released(partitions.CARRY_ON, partitions.LOOK_AGAIN)
+            on_begun(begun.seen)
             try:
                 outcome = await self._work(connection, driver, work, begun, guard)
             except BaseException:
                 if begun.marked_at is not None and not (connection.invalidated or driver.is_in_transaction()):
                     await to_its_end(self._unmark(work, begun))
                 raise
-            await commit(connection.commit())
+            await fate_of(commit(connection))
             return outcome
 
     async def _work(
         self, connection: AsyncConnection, driver: Driver, work: Work, begun: ledger.Begun, guard: Guard
     ) -> Completed | Yielded:
         """What comes between begin and commit."""
+        if begun.progress is not None and begun.progress.partitions is not None:
+            with in_ledger():
+                result = await partitions.summed_up(connection, work.run, begun.progress.partitions)
+                return await _complete(driver, work, begun, as_jsonb(result, "result"))
         session = self._sessions(bind=connection, info={GUARD: guard})
+        started = time.monotonic()
         returned = await call(work, begun, session, guard)
+        took = timedelta(seconds=time.monotonic() - started)
         if connection.invalidated or not connection.in_transaction():
             raise SwallowedError
         if guard.rolled_back or not driver.is_in_transaction():
             begun = replace(begun, marked_at=None)
         with in_ledger():
-            return await _mark(connection, driver, work, begun, returned)
+            return await _mark(connection, driver, work, begun, returned, took=took)
 
     async def _unmark(self, work: Work, begun: ledger.Begun) -> None:
         """The transaction is over before its commit. If a handler has committed it, the job isn't done all the same."""
@@ -92,25 +107,32 @@ class Transactor:
                     raise
             # The lease is ours, so whoever holds the lock has lost it: a zombie.
             await connection.rollback()
-            async with self._zombies.ended_for(connection):
-                driver = await begin(connection, work.handler.isolation)
+            driver = await begin(connection, work.handler.isolation)
+            async with self._zombies.ended_for(driver):
                 return driver, await begin_run(driver)
 
 
 async def _mark(
-    connection: AsyncConnection, driver: Driver, work: Work, begun: ledger.Begun, returned: object
+    connection: AsyncConnection, driver: Driver, work: Work, begun: ledger.Begun, returned: object, *, took: timedelta
 ) -> Completed | Yielded:
     """Write into the ledger what the handler has done, in the handler's own transaction."""
-    if not isinstance(work.handler, ChunkedHandler):
+    handler = work.handler
+    if not isinstance(handler, ChunkedHandler) or begun.progress is None:
         return await _complete(driver, work, begun, as_jsonb(returned, "result"))
+    if isinstance(returned, Split):
+        if not work.run.from_outbox:
+            await ledger.adopt(connection, work.run, work.message)
+        return await partitions.part(
+            connection, work.run, returned, handler, message=work.message, transaction=begun.transaction
+        )
     if not isinstance(returned, Step):
         raise Permanent(
             f"The chunked handler of {work.run.name} returned {type(returned).__name__}; return chunk.step(…)."
         )
     step: Step[Any] = returned  # pyright: ignore[reportUnknownVariableType]  # isinstance can't tell its parameter
-    dumped = None if step.cursor is None else work.handler.codec.dump_python(step.cursor, mode="json")
-    cursor, counts = as_jsonb(dumped, "cursor"), as_jsonb(step.added_to(begun.counts), "counts")
-    await ledger.advance(connection, work.run, begun, cursor=cursor, counts=counts, done=step.done, total=step.total)
+    counts = await progress.advance(
+        connection, work.run, begun.progress, step, handler, took=took, transaction=begun.transaction
+    )
     if step.cursor is None:
         return await _complete(driver, work, begun, counts)
     if not work.run.from_outbox:

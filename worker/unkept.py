@@ -15,7 +15,7 @@ from worker import run as ledger
 from worker.call import Work, call
 from worker.connection import put_on
 from worker.database import SESSION_OPTIONS
-from worker.faults import commit, in_ledger
+from worker.faults import fate_of, in_ledger
 from worker.guard import GUARD, Guard, GuardedSession
 from worker.handler import Isolation
 from worker.outcome import Completed
@@ -65,20 +65,20 @@ class UnkeptTransactor:
         # An engine an isolation level: each shares the pool. To make one is slow.
         self._engines = {level: engine.execution_options(isolation_level=level) for level in get_args(Isolation)}
 
-    async def carry_out(self, work: Work, on_begun: Callable[[int], None]) -> Completed:
+    async def carry_out(self, work: Work, on_begun: Callable[[ledger.Seen], None]) -> Completed:
         """One transaction, if the handler asks for one. `on_begun` is told how many failures Redis counts.
 
         Raises as Transactor.carry_out does.
         """
         guard, failures = Guard(), work.delivery.failures
-        begun = ledger.Begun(failures, None, {}, datetime.now(UTC), transaction="")
-        on_begun(failures)
+        begun = ledger.Begun(failures, datetime.now(UTC), transaction="")
+        on_begun(begun.seen)
         engine = self._engines[work.handler.isolation]
         session = LazySession(engine, work, guard)
         try:
             result = as_jsonb(await call(work, begun, session, guard), "result")
             if session.in_transaction():
-                await commit(session.run_sync(Session.commit))
+                await fate_of(session.run_sync(Session.commit))
         finally:
             # Where the connection is gone, so is the transaction; that hides nothing of what was raised within.
             if session.in_transaction():

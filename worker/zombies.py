@@ -3,13 +3,12 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker.database import APPLICATION, LOCK_TIMEOUT_MS
+from worker.database import APPLICATION, LOCK_TIMEOUT_MS, Driver
 from worker.shield import is_cancelled, to_its_end
 
 LOOK_EVERY_S = 0.1
@@ -37,11 +36,10 @@ class Zombies:
         self._log = structlog.get_logger("worker.zombies")
 
     @asynccontextmanager
-    async def ended_for(self, connection: AsyncConnection) -> AsyncGenerator[None]:
-        """Within it, what blocks `connection` is ended as soon as it is seen to block."""
-        raw = await connection.get_raw_connection()
-        driver: Any = raw.driver_connection
-        waiting: int = driver.get_server_pid()
+    async def ended_for(self, driver: Driver) -> AsyncGenerator[None]:
+        """Within it, what blocks the transaction that `driver` has begun is ended as soon as it is seen to block."""
+        # The server's own word: the pid that the connection was given at its start may be a pooler's invention.
+        waiting: int = await driver.fetchval("select pg_backend_pid()")
         self._waiting.add(waiting)
         if self._ending is None:
             self._ending = asyncio.create_task(self._end_blockers(), name="zombies")
@@ -60,15 +58,20 @@ class Zombies:
 
     async def _end_blockers(self) -> None:
         try:
-            async with self._engine.connect() as plain:
-                connection = await plain.execution_options(isolation_level="AUTOCOMMIT")
-                limits = {"application": APPLICATION, "waited": LOCK_TIMEOUT_MS / 1000}
+            async with self._engine.connect() as connection:
                 while not is_cancelled():
                     # The one that waited goes on before we have our answer, and then ends this task.
-                    ended = await to_its_end(connection.execute(_END, {"waiting": list(self._waiting), **limits}))
-                    if ended.rowcount:
-                        self._log.warning("zombie_ended", backends=ended.rowcount)
+                    ended = await to_its_end(self._end(connection))
+                    if ended:
+                        self._log.warning("zombie_ended", backends=ended)
                     elif not is_cancelled():
                         await asyncio.sleep(LOOK_EVERY_S)
         except Exception as error:  # noqa: BLE001 - the jobs are put back and offered again; say why nothing moves
             self._log.warning("zombie_not_ended", error=type(error).__name__)
+
+    async def _end(self, connection: AsyncConnection) -> int:
+        """How many were ended. Each look is a transaction of its own, in which pg_stat_activity doesn't change."""
+        limits = {"application": APPLICATION, "waited": LOCK_TIMEOUT_MS / 1000}
+        ended = await connection.execute(_END, {"waiting": list(self._waiting), **limits})
+        await connection.commit()
+        return ended.rowcount

@@ -4,6 +4,10 @@ from bench.case import Case
 from bench.cases import (
     backlog,
     batch,
+    bulk_memory,
+    bulk_neighbours,
+    bulk_reads,
+    bulk_writes,
     commands,
     enqueue,
     latency,
@@ -26,5 +30,9 @@ CASES = (
     Case("outbox", "transactional enqueue, and the relay", outbox.run),
     Case("processes", "two processes on two cores", processes.run),
     Case("commands", "Redis commands: a job while busy, a second while idle", commands.run),
+    Case("bulk-reads", "a million users: export against psql, stream against asyncpg's cursor", bulk_reads.run),
+    Case("bulk-memory", "a worker's peak memory, few rows and many, import and export", bulk_memory.run),
     Case("logline", "a log line a job, against none", logline.run),
+    Case("bulk-writes", "copy_rows, users.import and update_many, against psql and the ORM", bulk_writes.run),
+    Case("bulk-neighbours", "orders.pay while every order is updated", bulk_neighbours.run),
 )

@@ -1,9 +1,9 @@
 """orders.import."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, DateTime, Row, Text, case, delete, func, literal, literal_column, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Row, Text, case, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from jobs.arrays import any_id, any_text, rows_of
@@ -13,9 +13,10 @@ from jobs.imports import Input
 from jobs.orders.assembly import ImportedOrder, assemble
 from jobs.orders.contracts import ImportOrders, Status
 from jobs.orders.models import Order, OrderLine
-from jobs.orders.rows import HEADER, Line, check
+from jobs.orders.rows import HEADER, Line, check_lines
 from jobs.orders.stock import give_back
 from jobs.users.models import User
+from worker.bulk import copy_rows, upsert
 from worker.chunk import Chunk, Step
 from worker.run import current_run
 
@@ -25,7 +26,7 @@ async def import_orders(
 ) -> Step[Position]:
     file = Input(files, job.path, HEADER, together=HEADER.index("reference"))
     rows = await file.read(chunk)
-    checked = [(row, check(row)) for row in rows.rows]
+    checked = list(zip(rows.rows, check_lines(rows.rows), strict=True))
     lines = [line for _, line in checked if isinstance(line, Line)]
     known = await _lock(session, {line.reference for line in lines})
     run = current_run()
@@ -61,47 +62,38 @@ async def _store(session: AsyncSession, orders: Mapping[str, ImportedOrder], imp
     stored = await _upsert(session, orders, importer)
     updated = [row.id for row in stored if not row.inserted]
     await session.execute(delete(OrderLine).where(OrderLine.order_id == any_id(updated)))
-    lines = [
-        {
-            "order_id": row.id,
-            "line_no": number,
-            "sku": line.sku,
-            "quantity": line.quantity,
-            "amount_cents": line.amount_cents,
-        }
+    columns = [OrderLine.order_id, OrderLine.line_no, OrderLine.sku, OrderLine.quantity, OrderLine.amount_cents]
+    lines = (
+        (row.id, number, line.sku, line.quantity, line.amount_cents)
         for row in stored
         for number, line in enumerate(orders[row.reference].lines, start=1)
-    ]
-    if lines:
-        await session.execute(insert(OrderLine), lines)
+    )
+    await copy_rows(session, OrderLine, columns, lines)
     return sum(len(orders[row.reference].lines) for row in stored if row.inserted)
 
 
 async def _upsert(
     session: AsyncSession, orders: Mapping[str, ImportedOrder], importer: str
-) -> Sequence[Row[int, str, bool]]:
+) -> Sequence[Row[*tuple[Any, ...]]]:
     """Returns id, reference and whether it was inserted, of each order."""
-    given = rows_of(
-        "given",
-        reference=(Text(), orders),
-        user_id=(BigInteger(), [order.user_id for order in orders.values()]),
-        total_cents=(BigInteger(), [order.total_cents for order in orders.values()]),
-        placed_at=(DateTime(timezone=True), [order.placed_at for order in orders.values()]),
+    columns = [
+        Order.reference, Order.status, Order.user_id, Order.total_cents, Order.placed_at, Order.paid_at,
+        Order.imported_by,
+    ]  # fmt: skip
+    given = (
+        (reference, "paid", order.user_id, order.total_cents, order.placed_at, order.placed_at, importer)
+        for reference, order in orders.items()
     )
-    fresh = {
-        "user_id": given.c.user_id,
-        "total_cents": given.c.total_cents,
-        "placed_at": given.c.placed_at,
-        "paid_at": given.c.placed_at,
-        "imported_by": literal(importer),
-    }
-    paid = select(given.c.reference, literal("paid"), *fresh.values()).order_by(given.c.reference)
-    upsert = insert(Order).from_select(["reference", "status", *fresh], paid)
-    again = {name: upsert.excluded[name] for name in fresh}
-    status = case((Order.status == "pending", "paid"), else_=Order.status)
-    upsert = upsert.on_conflict_do_update(
-        index_elements=[Order.reference], set_={**again, "status": status, "updated_at": func.now()}
+    done = await upsert(
+        session,
+        Order,
+        columns,
+        given,
+        key=[Order.reference],
+        also={
+            Order.status: case((Order.status == "pending", "paid"), else_=Order.status),
+            Order.updated_at: func.now(),
+        },
+        returning=[Order.id, Order.reference],
     )
-    # A row version made anew has no xmax; one that was updated was locked first, and has.
-    inserted = literal_column("xmax = 0", Boolean).label("inserted")
-    return (await session.execute(upsert.returning(Order.id, Order.reference, inserted))).all()
+    return done.rows

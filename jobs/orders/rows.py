@@ -1,9 +1,16 @@
 """A row of orders.import, checked."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated
 
+from pydantic import PlainValidator, TypeAdapter
+from pydantic_core import ErrorDetails
+
+from jobs.checking import check
 from jobs.csv_rows import Row
 from jobs.fields import MAX_EMAIL
 from jobs.orders.contracts import MAX_REFERENCE, MAX_SKU
@@ -33,25 +40,7 @@ class Line:
     amount_cents: int
 
 
-def check(row: Row) -> Line | RowError:
-    """The row's line, or what is wrong with it."""
-    if row.fault:
-        return RowError(row.fault)
-    reference, email, placed_at, sku, quantity, amount = row.fields
-    try:
-        return Line(
-            reference=_bounded("reference", reference, MAX_REFERENCE),
-            email=_bounded("e-mail address", email, MAX_EMAIL),
-            placed_at=_moment(placed_at),
-            sku=_bounded("sku", sku, MAX_SKU),
-            quantity=_quantity(quantity),
-            amount_cents=_cents(amount),
-        )
-    except RowError as fault:
-        return fault
-
-
-def _bounded(what: str, text: str, longest: int) -> str:
+def _bounded(what: str, longest: int, text: str) -> str:
     if not text:
         raise RowError(f"has no {what}")
     if len(text) > longest:
@@ -87,3 +76,27 @@ def _cents(text: str) -> int:
         raise RowError(f"has an amount that is no number with at most two decimals: {text[:50]!r}")
     whole, decimals = amount.groups(default="")
     return int(whole + decimals.ljust(2, "0"))
+
+
+LINES = TypeAdapter(
+    list[
+        tuple[
+            Annotated[str, PlainValidator(partial(_bounded, "reference", MAX_REFERENCE))],
+            Annotated[str, PlainValidator(partial(_bounded, "e-mail address", MAX_EMAIL))],
+            Annotated[datetime, PlainValidator(_moment)],
+            Annotated[str, PlainValidator(partial(_bounded, "sku", MAX_SKU))],
+            Annotated[int, PlainValidator(_quantity)],
+            Annotated[int, PlainValidator(_cents)],
+        ]
+    ]
+)
+"""As HEADER has them."""
+
+
+def check_lines(rows: Sequence[Row]) -> list[Line | RowError]:
+    """Of each row its line, or what is wrong with it."""
+    return [RowError(found) if isinstance(found, str) else Line(*found) for found in check(rows, LINES, _reason)]
+
+
+def _reason(error: ErrorDetails) -> str:
+    return str(error.get("ctx", {})["error"])  # a RowError

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from jobs.fields import MAX_NAME, Age, Email, FilePath, Id
+from jobs.fields import MAX_NAME, Age, Destination, Email, FilePath, Id
 from worker.job import Job
 
 
@@ -39,9 +39,9 @@ class DeactivateDormant(Job, name="users.deactivate_dormant"):
 
 
 class ExportUsers(Job, name="users.export"):
-    """Write the users to a file, by id. Result: rows, bytes."""
+    """Write the users to a file, by id, as they were at one moment. Result: rows, bytes."""
 
-    path: FilePath
+    path: Destination
     format: Literal["csv", "ndjson", "parquet"] = "csv"
     active_only: bool = False
 

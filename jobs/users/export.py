@@ -1,6 +1,6 @@
-"""users.export: streamed from a server-side cursor into a file that appears whole or not at all."""
+"""users.export: one snapshot, written by PostgreSQL into a file that appears whole or not at all."""
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from jobs.files import Files
@@ -8,21 +8,18 @@ from jobs.users.contracts import ExportUsers
 from jobs.users.formats import FORMATS
 from jobs.users.models import User
 from worker.shield import in_thread
-from worker.whole import written_whole
+from worker.whole import in_threads
 
-BATCH = 2_000
-"""Rows in memory at once."""
+# For this transaction: all three formats write times in UTC, and what Arrow reads is ISO.
+TIMES = text("select set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO', true)")
 
 
 async def export_users(job: ExportUsers, session: AsyncSession, *, files: Files) -> dict[str, int]:
-    target = files.target(job.path)
+    await session.execute(TIMES)
     users = select(User.id, User.email, User.name, User.is_active, User.last_seen_at, User.created_at).order_by(User.id)
     if job.active_only:
         users = users.where(User.is_active)
-    rows = 0
-    with written_whole(target) as file, FORMATS[job.format](file) as write:
-        stream = await session.stream(users, execution_options={"yield_per": BATCH})
-        async for batch in stream.partitions():
-            await in_thread(write, batch)
-            rows += len(batch)
-    return {"rows": rows, "bytes": target.stat().st_size}
+    async with in_threads(files.writing(job.path)) as file:
+        rows = await FORMATS[job.format](session, users, file)
+        size = await in_thread(file.tell)
+    return {"rows": rows, "bytes": size}

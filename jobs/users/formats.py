@@ -1,70 +1,87 @@
-"""The file formats of users.export. Each opens as what writes batches of rows to a file."""
+"""The file formats of users.export. Each writes a select's rows into a file, and returns how many there were."""
 
-import csv
 import importlib
-import io
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from datetime import datetime
-from typing import Any, BinaryIO, TypeAlias
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
-from pydantic_core import to_json
+from sqlalchemy import Boolean, ColumnElement, DateTime, Text, cast, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from worker.bulk import AnySelect, copy_csv, copy_ndjson
 from worker.errors import Permanent
+from worker.streaming import Write
+from worker.whole import in_threads
 
 COLUMNS = ("id", "email", "name", "is_active", "last_seen_at", "created_at")
 
-UserRow: TypeAlias = tuple[int, str, str, bool, datetime | None, datetime]
-Write: TypeAlias = Callable[[Sequence[UserRow]], None]
+ROW_GROUP_BYTES = 4 * 1024 * 1024
+"""Of CSV, before it is Parquet: some 50,000 users."""
+
+
+async def _csv(session: AsyncSession, rows: AnySelect, file: BinaryIO) -> int:
+    """UTF-8 with a header; times as in RFC 3339 with a space, true or false, nothing for null. Lines end with LF."""
+    given = rows.subquery("rows")
+    return await copy_csv(session, select(*map(_readable, given.columns)), file.write)
+
+
+def _readable(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """PostgreSQL writes t and f, and +00 for UTC, which many readers don't take. A T for the space would cost a third
+    of the rate.
+    """
+    name = getattr(column, "name", None)
+    if isinstance(column.type, Boolean):
+        return cast(column, Text).label(name)
+    if isinstance(column.type, DateTime):
+        return (cast(column, Text) + ":00").label(name)
+    return column
+
+
+async def _ndjson(session: AsyncSession, rows: AnySelect, file: BinaryIO) -> int:
+    """One JSON object a line; times in ISO 8601."""
+    return await copy_ndjson(session, rows, file.write)
+
+
+async def _parquet(session: AsyncSession, rows: AnySelect, file: BinaryIO) -> int:
+    """Raises Permanent where pyarrow isn't installed."""
+    async with in_threads(_row_groups(file)) as write:
+        return await copy_csv(session, rows, write, header=False, piece_bytes=ROW_GROUP_BYTES)
 
 
 @contextmanager
-def _csv(file: BinaryIO) -> Generator[Write]:
-    """UTF-8 with a header; times in ISO 8601, true or false, nothing for null."""
-    file.write(f"{','.join(COLUMNS)}\r\n".encode())
+def _row_groups(file: BinaryIO) -> Generator[Write]:
+    """What makes a row group of lines of CSV: Arrow reads them faster than Python makes values of rows.
 
-    def write(rows: Sequence[UserRow]) -> None:
-        text = io.StringIO(newline="")
-        out = csv.writer(text)
-        for user_id, email, name, is_active, last_seen_at, created_at in rows:
-            seen = last_seen_at.isoformat() if last_seen_at else ""
-            out.writerow((user_id, email, name, str(is_active).lower(), seen, created_at.isoformat()))
-        file.write(text.getvalue().encode())
-
-    yield write
-
-
-@contextmanager
-def _ndjson(file: BinaryIO) -> Generator[Write]:
-    """One JSON object a line."""
-
-    def write(rows: Sequence[UserRow]) -> None:
-        file.writelines(to_json(dict(zip(COLUMNS, row, strict=True))) + b"\n" for row in rows)
-
-    yield write
-
-
-@contextmanager
-def _parquet(file: BinaryIO) -> Generator[Write]:
-    """Raises Permanent where pyarrow isn't installed: it is an extra, and has no types."""
+    pyarrow is an extra, and has no types.
+    """
     try:
         arrow: Any = importlib.import_module("pyarrow")
+        reader: Any = importlib.import_module("pyarrow.csv")
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise Permanent("Parquet needs pyarrow; install ratchet[parquet], or export as csv or ndjson.") from None
     time = arrow.timestamp("us", tz="UTC")
     types = (arrow.int64(), arrow.string(), arrow.string(), arrow.bool_(), time, time)
     schema = arrow.schema(list(zip(COLUMNS, types, strict=True)))
+    parse = reader.ParseOptions(newlines_in_values=True)
+    convert = reader.ConvertOptions(
+        column_types=schema,
+        null_values=[""],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+        true_values=["t"],
+        false_values=["f"],
+    )
 
-    def write(rows: Sequence[UserRow]) -> None:
-        columns = [arrow.array(values, type=kind) for values, kind in zip(zip(*rows, strict=True), types, strict=True)]
-        writer.write_batch(arrow.record_batch(columns, schema=schema))
+    def write(lines: bytes) -> None:
+        read = reader.ReadOptions(column_names=COLUMNS, use_threads=False, block_size=len(lines))
+        writer.write_table(reader.read_csv(arrow.BufferReader(lines), read, parse, convert))
 
     with parquet.ParquetWriter(file, schema) as writer:
         yield write
 
 
-FORMATS: Mapping[str, Callable[[BinaryIO], AbstractContextManager[Write]]] = {
+FORMATS: Mapping[str, Callable[[AsyncSession, AnySelect, BinaryIO], Awaitable[int]]] = {
     "csv": _csv,
     "ndjson": _ndjson,
     "parquet": _parquet,

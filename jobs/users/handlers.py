@@ -1,17 +1,16 @@
 """Users one by one and in bulk, and the table of handlers of users that need no files."""
 
-from typing import Any, cast
-
-from sqlalchemy import CursorResult, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from jobs.arrays import any_id
 from jobs.users.contracts import CreateUser, DeactivateDormant, SetActive, UserStatement
 from jobs.users.models import ONE_EMAIL, EmailTaken, User
 from jobs.users.statement import user_statement
+from worker.bulk import update_many
 from worker.chunk import Chunk, Step
 from worker.handler import ChunkedHandler, Handler
+from worker.keys import evenly, within
 
 
 async def create_user(job: CreateUser, session: AsyncSession) -> dict[str, int]:
@@ -29,15 +28,17 @@ async def create_user(job: CreateUser, session: AsyncSession) -> dict[str, int]:
 
 
 async def set_active(job: SetActive, session: AsyncSession) -> dict[str, int]:
-    updated = await session.execute(update(User).where(User.id == any_id(job.user_ids)).values(is_active=job.active))
-    return {"updated": cast("CursorResult[Any]", updated).rowcount}
+    rows = ((user_id, job.active) for user_id in job.user_ids)
+    return {"updated": await update_many(session, User, [User.id, User.is_active], rows)}
 
 
 async def deactivate_dormant(job: DeactivateDormant, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
     """Deactivate the next users after the cursor."""
+    dormant = User.is_active, User.last_seen_at < func.now() - job.dormant_for, *within(User.id, chunk)
+    total = await session.scalar(select(func.count()).where(*dormant)) if chunk.cursor is None else None
     due = (
         select(User.id)
-        .where(User.is_active, User.last_seen_at < func.now() - job.dormant_for, User.id > (chunk.cursor or 0))
+        .where(*dormant)
         .order_by(User.id)
         .limit(chunk.size)
         .with_for_update()  # one that is being seen is waited for, and then is dormant no more
@@ -45,12 +46,12 @@ async def deactivate_dormant(job: DeactivateDormant, session: AsyncSession, chun
     )
     deactivate = update(User).where(User.id == due.c.id).values(is_active=False).returning(User.id)
     ids = (await session.scalars(deactivate)).all()
-    return chunk.step(max(ids, default=None), done=len(ids), counts={"deactivated": len(ids)})
+    return chunk.step(max(ids, default=None), done=len(ids), total=total, counts={"deactivated": len(ids)})
 
 
 HANDLERS = (
     Handler(CreateUser, create_user),
     Handler(SetActive, set_active),
     Handler(UserStatement, user_statement),
-    ChunkedHandler(DeactivateDormant, deactivate_dormant, cursor=int),
+    ChunkedHandler(DeactivateDormant, deactivate_dormant, cursor=int, partitions=4, split=evenly(User.id)),
 )

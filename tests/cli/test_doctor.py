@@ -32,6 +32,7 @@ def test_a_place_without_a_worker_has_nothing_but_a_warning(command: Command) ->
         "migrations": "ok",
         "connections": "ok",
         "oldest transaction": "ok",
+        "pooler": "ok",
         "notify": "ok",
         "Redis": "ok",
         "Redis memory": "ok",
@@ -67,7 +68,7 @@ def test_a_replica_fails(command: Command, redis: SyncRedis) -> None:
 
 def test_missing_migrations_and_too_few_connections_fail(command: Command, postgres: EmbeddedPostgres) -> None:
     found = verdicts(command, exit_code=1, DATABASE_URL=postgres.url, WORKER_CONCURRENCY="300")
-    assert found["migrations"] == ("fails", "Missing up to worker_0001; run worker migrate.")
+    assert found["migrations"] == ("fails", "Missing up to worker_0002; run worker migrate.")
     assert found["connections"][0] == "fails"
     assert "A worker of concurrency 300 takes 305" in found["connections"][1]
     assert "relay" not in found

@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+import os
+import pty
+import select
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from subprocess import PIPE, Popen
 from typing import Any, cast
 
 import pytest
@@ -11,6 +15,7 @@ from redis import Redis as SyncRedis
 
 from tests.cli.conftest import Command
 from tests.conftest import StartWorker
+from tests.support.processes import WORKER
 from worker.wire import Message, decode
 
 Query = Callable[..., Sequence[Any]]
@@ -133,3 +138,28 @@ async def test_wait_prints_the_result_or_says_why_there_is_none(start_worker: St
     assert [(code, json.loads(lines[1])) for code, lines in (pinged, ponged)] == [(0, {"pong": True})] * 2
     assert failed[0] == 1
     assert "is dead: Permanent: no; see worker show" in failed[1][1]
+
+
+def test_wait_shows_a_live_bar_on_a_terminal_and_only_the_result_on_stdout(
+    query: Query, database_url: str, redis_url: str
+) -> None:
+    query(
+        "insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox, done, total, rate, time_left_s) "
+        "values ('long', 0, 'tests.count', 'arq:queue', 'yielded', true, 10, 40, 5, 6)"
+    )
+    terminal, stderr = pty.openpty()
+    env = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "WORKER_APP": "tests.cli.app:app"}
+    command = (WORKER, "enqueue", "tests.count", "--json", '{"to": 40}', "--job-id", "long", "--wait")
+    with Popen(command, stdout=PIPE, stderr=stderr, env={**os.environ, **env, "TERM": "xterm", "COLUMNS": "120"}) as it:
+        os.close(stderr)
+        seen = b""
+        while b"0:00:06 left" not in seen:
+            readable, _, _ = select.select([terminal], [], [], 20)
+            assert readable, seen
+            seen += os.read(terminal, 10_000)
+        assert b"10/40" in seen
+        assert b"5 rows/s" in seen
+        query("update worker.run set status = 'completed', result = '{\"counted\": 40}', finished_at = now()")
+        stdout, _ = it.communicate(timeout=20)
+    os.close(terminal)
+    assert (it.returncode, stdout) == (0, b'long\n{"counted":40}\n')

@@ -1,9 +1,14 @@
 """worker replay, cancel and discard: what they say, and their exit codes. What they do: tests/test_operations.py."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
 
 from tests.cli.conftest import Command
 
+Query = Callable[..., Sequence[Any]]
 Work = Callable[[], object]
 
 
@@ -23,10 +28,53 @@ def test_replay_all_counts(command: Command, work: Work) -> None:
     assert command("replay", "--all").stdout == "Jobs that wait to run again: 3.\n"
 
 
-def test_replay_needs_ids_or_all(command: Command) -> None:
-    for args in ((), ("--all", "one")):
+def test_replay_takes_what_bears_a_name_or_an_error_and_lists_it_as_json(command: Command, work: Work) -> None:
+    ids = {reason: _failed(command, reason) for reason in ("no such sku", "no such user", "100% gone")}
+    work()
+    assert command("replay", "--name", "tests.greet").stdout == "No such job is dead.\n"
+    assert command("replay", "--error", "No such").stdout == "No such job is dead.\n"
+    told = command("replay", "--name", "tests.fail", "--error", "no such", "--json").stdout
+    assert [json.loads(line) for line in told.splitlines()] == [
+        {"job_id": ids[reason], "name": "tests.fail"} for reason in ("no such sku", "no such user")
+    ]
+    listed = command("runs", "--status", "dead", "--error", "100%", "--json").stdout
+    assert json.loads(listed)["id"] == ids["100% gone"]
+    assert command("replay", ids["100% gone"], "--json").stdout.startswith('{"job_id"')
+
+
+def test_replay_at_a_rate_gives_each_job_its_own_time(command: Command, work: Work, query: Query) -> None:
+    for reason in "abcd":
+        _failed(command, reason)
+    work()
+    assert command("replay", "--all", "--rate", "120/m").stdout == "Jobs that wait to run again: 4.\n"
+    gaps = "select extract(epoch from at - min(at) over ())::float8 as gap from (select {} as at from worker.{}) as a"
+    for column, table in (("due_at", "outbox"), ("next_at", "run")):
+        assert sorted(row["gap"] for row in query(gaps.format(column, table))) == [0, 0.5, 1, 1.5]
+    for rate in ("0/s", "10", "1e3/s", "10/d"):
+        refused = command("replay", "--all", "--rate", rate, exit_code=2)
+        assert refused.stderr == f"Error: --rate is {rate!r}; write it as 10/s, 600/m or 5000/h.\n"
+
+
+def test_replay_asks_somebody_who_sits_there(
+    command: Command, work: Work, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.cli.operations.is_interactive", lambda: True)
+    _failed(command, "a")
+    work()
+    assert "Let 1 dead jobs run again? [y/N]" in command("replay", "--all", exit_code=1).stderr
+    assert [row["status"] for row in query("select status from worker.run")] == ["dead"]
+    assert command("replay", "--all", "--yes").stdout == "Jobs that wait to run again: 1.\n"
+
+
+def test_replay_needs_ids_or_what_they_have_in_common(command: Command) -> None:
+    for args in ((), ("--all", "one"), ("--name", "tests.fail", "one"), ("--all", "--error", "no")):
         refused = command("replay", *args, exit_code=2)
-        assert refused.stderr == "Error: worker replay takes ids of dead jobs, or --all; give one of them.\n"
+        assert refused.stderr.endswith("takes ids of dead jobs, or --name and --error, or --all; give one of them.\n")
+    assert "--rate goes with" in command("replay", "one", "--rate", "1/s", exit_code=2).stderr
+
+
+def _failed(command: Command, reason: str) -> str:
+    return command("enqueue", "tests.fail", "--json", json.dumps({"reason": reason})).stdout.strip()
 
 
 def test_discard_and_cancel_say_what_they_did(command: Command, work: Work) -> None:

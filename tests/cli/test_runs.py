@@ -67,6 +67,43 @@ def test_show_tells_status_result_rows_and_rejects(command: Command, work: Work)
     assert 'result       {"counted":25}\n' in told
 
 
+def test_show_tells_how_far_a_job_is_and_how_fast_it_goes(command: Command, work: Work, query: Query) -> None:
+    job_id = enqueue(command, "tests.count", '{"to": 25, "stop": 10}')
+    work()
+    query("update worker.run set rate = 7.5, time_left_s = 2, status = 'yielded', finished_at = null, error = null")
+    query("delete from worker.attempt")
+    found = json.loads(command("show", job_id, "--json").stdout)
+    assert {key: found[key] for key in ("done", "total", "rate", "time_left_s")} == {
+        "done": 10,
+        "total": 25,
+        "rate": 7.5,
+        "time_left_s": 2.0,
+    }
+    told = command("show", job_id).stdout
+    assert "progress     ████████░░░░░░░░░░░░ 10 of 25 rows (40 %), 8 rows/s, 0:00:02 left\n" in told
+    assert "10/25 0:00:02 left" in command("runs").stdout
+
+
+def test_show_lists_the_partitions_of_a_job_and_adds_up_how_far_they_are(command: Command, query: Query) -> None:
+    columns = "id, enqueued_ms, name, queue, status, from_outbox, parent_id, partitions, done, total, rate"
+    query(
+        f"insert into worker.run ({columns}) values "
+        "('whole', 1, 'tests.count', 'arq:queue', 'yielded', true, null, 2, 0, null, null), "
+        "('whole:1', 1, 'tests.count', 'arq:queue', 'completed', true, 'whole', null, 20, 20, 4), "
+        "('whole:2', 1, 'tests.count', 'arq:queue', 'yielded', true, 'whole', null, 5, 20, 5)"
+    )
+    query("update worker.run set finished_at = now() where status = 'completed'")
+    found = json.loads(command("show", "whole", "--json").stdout)
+    assert (found["done"], found["total"], found["rate"], found["time_left_s"]) == (25, 40, 5.0, 3.0)
+    assert [(part["id"], part["parent_id"], part["done"]) for part in found["partitions"]] == [
+        ("whole:1", "whole", 20),
+        ("whole:2", "whole", 5),
+    ]
+    told = command("show", "whole").stdout
+    assert "progress     ████████████░░░░░░░░ 25 of 40 rows (62 %), 5 rows/s, 0:00:03 left\n" in told
+    assert "partition    whole:2 yielded   █████░░░░░░░░░░░░░░░ 5 of 20 rows (25 %), 5 rows/s\n" in told
+
+
 def test_show_tells_every_failure_with_its_traceback(command: Command, work: Work) -> None:
     job_id = enqueue(command, "tests.fail", '{"reason": "one\\u001b[2Jtwo"}')
     work()
@@ -88,10 +125,15 @@ def test_a_payload_is_shown_only_where_it_is_asked_for(command: Command, work: W
     work()
     for job_id, payload in ((waiting, {"name": "hunter2"}), (failed, {"why": "hunter2"})):
         assert "hunter2" not in command("show", job_id, "--debug").stdout
-        assert json.loads(command("show", job_id, "--json", "--payload", "--debug").stdout)["payload"] == payload
+        refused = command("show", job_id, "--payload", exit_code=2)
+        assert refused.stderr == (
+            "Error: Payloads may hold personal data; set WORKER_SHOW_PAYLOADS=true to see them.\n"
+        )
+        shown = command("show", job_id, "--json", "--payload", "--debug", WORKER_SHOW_PAYLOADS="true")
+        assert json.loads(shown.stdout)["payload"] == payload
     done = enqueue(command, "tests.greet", '{"name": "Ada"}')
     work()
-    refused = command("show", done, "--payload", exit_code=1)
+    refused = command("show", done, "--payload", exit_code=1, WORKER_SHOW_PAYLOADS="true")
     assert f"The payload of {done} isn't kept" in refused.stderr
 
 

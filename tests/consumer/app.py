@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.consumer.jobs import leave_effect, leave_effects
 from worker.app import App
-from worker.handler import BatchHandler, Handler
+from worker.chunk import Chunk, Step
+from worker.handler import BatchHandler, ChunkedHandler, Handler
 from worker.job import Job
 from worker.run import current_run
 from worker.stock import worker_settings
@@ -53,6 +54,30 @@ class Mark(Job, name="mark"):
     """Leaves its id and that of the process it ran in, once the test lets go of the lock."""
 
     lock: int
+
+
+class Spread(Job, name="spread"):
+    """Leaves the numbers 1 to 40, in four partitions; each waits for the lock in its second chunk."""
+
+    lock: int
+
+
+async def tens(_job: Spread, _session: AsyncSession, _partitions: int) -> Sequence[int]:
+    return [10, 20, 30]
+
+
+async def spread(job: Spread, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+    after = (chunk.lower or 0) if chunk.cursor is None else chunk.cursor
+    last = 40 if chunk.upper is None else chunk.upper
+    numbers = range(after + 1, min(after + chunk.size, last) + 1)
+    for number in numbers:
+        await session.execute(text("INSERT INTO effect VALUES (:number)"), {"number": str(number)})
+    if chunk.cursor is not None:
+        _say_began()
+        await session.execute(text("SELECT pg_advisory_xact_lock_shared(:lock)"), {"lock": job.lock})
+    end = numbers[-1]
+    counts = {"numbers": len(numbers), "sum": sum(numbers)}
+    return chunk.step(None if end == last else end, done=len(numbers), total=10, counts=counts)
 
 
 async def wait(job: Wait, session: AsyncSession) -> str:
@@ -111,6 +136,7 @@ app = App(
         Handler(Deaf, deaf),
         Handler(Stubborn, stubborn, timeout=BRIEF),
         Handler(Stuck, stuck, timeout=BRIEF),
+        ChunkedHandler(Spread, spread, cursor=int, size=4, target=None, partitions=4, split=tens),
         Handler(Mark, mark, once=False),  # no ledger keeps a second delivery from being seen
     )
 )

@@ -93,7 +93,7 @@ async def test_all_clients_reach_the_database_that_the_url_names(guarded: Path, 
 
 async def test_rediss_is_tls_with_the_options_of_the_url() -> None:
     client = connect_broker("rediss://h?ssl_cert_reqs=none")
-    assert client.connection_pool.connection_class is SSLConnection
+    assert issubclass(client.connection_pool.connection_class, SSLConnection)
     assert client.connection_pool.connection_kwargs["ssl_cert_reqs"] == "none"
     blocking = connect_blocking(client)
     assert blocking.connection_pool.connection_class is BlockingSSLConnection

@@ -2,6 +2,7 @@
 
 import time
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from redis.asyncio import Redis
@@ -10,6 +11,7 @@ from tests.support.waiting import wait_until
 from worker.claim import Claim, Claims, Finish, PutBack, readable_id
 from worker.claim_script import PAGE, PAGES
 from worker.job import MAX_PAYLOAD_BYTES
+from worker.limits import Gate, Limits
 from worker.wire import MAX_MESSAGE_BYTES
 
 QUEUE = "arq:queue"
@@ -180,3 +182,59 @@ async def test_a_job_whose_lease_ran_out_comes_before_a_backlog_that_was_due_bef
 
     await wait_until(has_expired)
     assert ids(await brief.take([QUEUE], 2, "me")) == ["abandoned", "job-0"]
+
+
+async def has_expired(redis: Redis, claim: Claim) -> bool:
+    key = f"arq:in-progress:{claim.job_id}"
+    return not await redis.exists(key) and await now_ms(redis) > claim.claimed_ms + BRIEF_MS
+
+
+BRIEF_MS = 50
+
+
+async def test_what_a_lease_ran_out_under_is_a_suspect_until_it_comes_through(redis: Redis) -> None:
+    """More than a page of them, and one that is put back unexamined is one for the next worker, too."""
+    brief, claims = Claims(redis, timedelta(milliseconds=BRIEF_MS)), Claims(redis, LEASE)
+    for n in range(PAGE + 5):
+        await put(redis, f"job-{n}")
+    taken = await brief.take([QUEUE], PAGE + 5, "killed")
+    assert not any(claim.is_suspect for claim in taken)
+    await wait_until(partial(has_expired, redis, taken[-1]))
+    suspects = await claims.take([QUEUE], PAGE + 5, "next")
+    assert [claim.is_suspect for claim in suspects] == [True] * (PAGE + 5)
+    first, second, third, *others = suspects
+    await claims.settle([Finish(claim) for claim in others])
+    again = [PutBack(first), PutBack(second, timedelta(milliseconds=1)), PutBack(third, cleared=True)]
+    assert await claims.settle(again) == [True] * 3
+
+    async def is_due() -> bool:
+        return await now_ms(redis) > first.claimed_ms + 1
+
+    await wait_until(is_due)
+    taken = await claims.take([QUEUE], 5, "last")
+    assert {claim.job_id: claim.is_suspect for claim in taken} == {
+        first.job_id: True,
+        second.job_id: True,
+        third.job_id: False,
+    }
+
+
+async def test_a_suspect_that_a_limit_keeps_from_starting_stays_a_suspect(redis: Redis) -> None:
+    """It isn't parked: in a parking it would look like any other."""
+    limits = Limits({"one": Gate("one", max_concurrent=1)})
+    brief = Claims(redis, timedelta(milliseconds=BRIEF_MS), limits)
+    claims = Claims(redis, LEASE, limits)
+    message = b'{"t":null,"f":"one","a":[],"k":{},"et":1}'
+    await put(redis, "suspect", message)
+    [claim] = await brief.take([QUEUE], 1, "killed")
+    await wait_until(partial(has_expired, redis, claim))
+    await redis.zadd("ratchet:permits:one", {"another": await now_ms(redis) + 60_000})
+    assert await claims.take([QUEUE], 5, "me") == []
+    await redis.delete("ratchet:permits:one")
+
+    async def is_taken() -> bool:
+        taken = await claims.take([QUEUE], 5, "me")
+        return [(claim.job_id, claim.is_suspect) for claim in taken] == [("suspect", True)]
+
+    await wait_until(is_taken)
+    assert await redis.keys("ratchet:parked:*") == []

@@ -1,18 +1,22 @@
 """Chunk: a long job in many transactions, which resumes after the last that committed."""
 
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from jobs.users.models import User
 from tests.guide.steps import add_user, commit, run_of, skip_waits
 from worker.app import App
+from worker.bulk import copy_rows, update_many, upsert
 from worker.chunk import Chunk, Step
-from worker.handler import ChunkedHandler
+from worker.handler import ChunkedHandler, Handler
 from worker.job import Job
+from worker.keys import evenly, within
 from worker.outcome import Completed, Retrying
+from worker.overview import details
 from worker.testing import drain, perform
 
 
@@ -26,7 +30,7 @@ async def deactivate(job: Deactivate, session: AsyncSession, chunk: Chunk[int]) 
     """The next users after the cursor: no loop, no commit, no checkpoint."""
     due = (
         select(User.id)
-        .where(User.is_active, User.last_seen_at < job.since, User.id > (chunk.cursor or 0))
+        .where(User.is_active, User.last_seen_at < job.since, *within(User.id, chunk))
         .order_by(User.id)
         .limit(chunk.size)
     )
@@ -88,6 +92,43 @@ def test_a_chunk_holds_at_least_one_row() -> None:
         ChunkedHandler(Deactivate, deactivate, cursor=int, size=0)
 
 
+class DeactivateEverywhere(Deactivate, name="users.deactivate_everywhere"):
+    """The same, by several workers at once."""
+
+
+split = App(
+    handlers=[ChunkedHandler(DeactivateEverywhere, deactivate, cursor=int, partitions=4, split=evenly(User.id))],
+)
+
+
+async def test_partitions_are_jobs_of_their_own_and_the_whole_has_their_counts(engine: AsyncEngine) -> None:
+    await five_users(engine)
+    job_id = await commit(engine, DeactivateEverywhere(since=datetime.now(UTC)))
+    outcomes = [outcome for _, outcome in await drain(split, engine)]
+    assert outcomes[-1] == Completed({"deactivated": 5})
+    assert await active(engine) == []
+    async with engine.connect() as connection:
+        found = await details(connection, job_id)
+    assert found is not None
+    assert [part.id for part in found.partitions] == [f"{job_id}:{number}" for number in (1, 2, 3, 4)]
+    assert sum(part.done for part in found.partitions) == found.entry.done == 5
+
+
+def test_the_size_of_a_chunk_adapts_between_bounds() -> None:
+    handler = ChunkedHandler(
+        Deactivate,
+        deactivate,
+        cursor=int,
+        size=1_000,  # of the first chunk
+        target=timedelta(seconds=1),  # time of a chunk; None: the size stays
+        min_size=100,  # a tenth of size, unless given
+        max_size=10_000,  # ten times size, unless given
+        yield_after=timedelta(seconds=30),
+    )
+    default = ChunkedHandler(Deactivate, deactivate, cursor=int)
+    assert (handler.sizes, handler.yield_after) == (default.sizes, default.yield_after)
+
+
 async def five_users(engine: AsyncEngine) -> list[int]:
     return [await add_user(engine, f"user{number}@example.com") for number in range(5)]
 
@@ -95,3 +136,31 @@ async def five_users(engine: AsyncEngine) -> list[int]:
 async def active(engine: AsyncEngine) -> list[int]:
     async with AsyncSession(engine) as session:
         return list(await session.scalars(select(User.id).where(User.is_active)))
+
+
+class Rename(Job, name="users.rename_many"):
+    """Give users new names."""
+
+    names: list[tuple[int, str]]
+
+
+async def rename_many(job: Rename, session: AsyncSession) -> int:
+    return await update_many(session, User, [User.id, User.name], job.names)
+
+
+async def add_users(session: AsyncSession, rows: Iterable[tuple[str, str]]) -> tuple[int, int]:
+    """Insert those whose address is new, and rename the others."""
+    done = await upsert(session, User, [User.email, User.name], rows, key=[func.lower(User.email)])
+    return done.inserted, done.updated
+
+
+async def test_many_rows_are_written_in_few_statements(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session:
+        assert await copy_rows(session, User, [User.email, User.name], [("a@x", "A"), ("b@x", "B")]) == 2
+        assert await add_users(session, [("A@x", "Ay"), ("c@x", "C")]) == (1, 1)
+        ids = (await session.scalars(select(User.id).order_by(User.email))).all()
+        assert await perform(renaming, Rename(names=[(ids[0], "Ann")]), session) == 1
+        assert set(await session.scalars(select(User.name))) == {"Ann", "B", "C"}
+
+
+renaming = App(handlers=[Handler(Rename, rename_many)])

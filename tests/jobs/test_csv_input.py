@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.csv_input import Position, read_rows
-from jobs.csv_rows import MAX_LINE_BYTES, MAX_ROW_LINES, Row
+from jobs.csv_rows import MAX_ROW_LINES, Row
+from jobs.lines import MAX_LINE_BYTES
 from worker.errors import Permanent
 
 HEADER = ("email", "name")
+MAX_UNPACKED = 10_000_000
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def chunks(path: Path, size: int, together: int | None = None) -> list[list[Row]
     found: list[list[Row]] = []
     position: Position | None = None
     while True:
-        rows = read_rows(path, HEADER, position, size, together=together)
+        rows = read_rows(path, HEADER, position, size, together=together, max_unpacked=MAX_UNPACKED)
         found.append(rows.rows)
         if rows.next is None:
             return found
@@ -105,7 +107,7 @@ def test_a_file_of_the_header_alone_has_no_rows(path: Path) -> None:
 def test_a_wrong_header_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(Permanent, match=r"'users\.csv' doesn't begin with the header email,name in UTF-8"):
-        read_rows(path, HEADER, None, 10)
+        read_rows(path, HEADER, None, 10, max_unpacked=MAX_UNPACKED)
 
 
 def test_rows_that_belong_together_are_never_parted(path: Path) -> None:
@@ -116,18 +118,18 @@ def test_rows_that_belong_together_are_never_parted(path: Path) -> None:
 
 def test_a_changed_file_is_refused(path: Path) -> None:
     path.write_bytes(b"email,name\na@x,A\nb@x,B\n")
-    position = read_rows(path, HEADER, None, 1).next
+    position = read_rows(path, HEADER, None, 1, max_unpacked=MAX_UNPACKED).next
     path.write_bytes(b"email,name\na@x,A\nc@x,C\n")
     os.utime(path, ns=(0, 0))  # whatever the clock's grain
     with pytest.raises(Permanent, match=r"'users\.csv' changed while it was imported, at line 3; put it back"):
-        read_rows(path, HEADER, position, 1)
+        read_rows(path, HEADER, position, 1, max_unpacked=MAX_UNPACKED)
 
 
 def test_a_file_that_was_only_touched_is_read_on(path: Path) -> None:
     path.write_bytes(b"email,name\na@x,A\nb@x,B\nc@x,C\n")
-    position = read_rows(path, HEADER, None, 1).next
+    position = read_rows(path, HEADER, None, 1, max_unpacked=MAX_UNPACKED).next
     os.utime(path, ns=(0, 0))
-    rows = read_rows(path, HEADER, position, 1)
+    rows = read_rows(path, HEADER, position, 1, max_unpacked=MAX_UNPACKED)
     assert told(rows.rows) == [(3, ("b@x", "B"))]
     assert rows.next is not None
     assert rows.next.mtime_ns == 0  # so that it is hashed once, not at each chunk
@@ -148,3 +150,36 @@ def test_whatever_stands_in_it_each_line_is_read_once(
     assert b"".join(row.raw for row in one).replace(b"\r", b"").replace(b"\n", b"") == body.replace(b"\r", b"").replace(
         b"\n", b""
     )
+
+
+GOOD = st.text("aé ☃", max_size=5).map(lambda name: f"u@x,{name}".encode())
+BAD = st.sampled_from(
+    [b"nobody", b"a@x,A,more", b"a@x,\xff", b"a@x,A\0", b'a@x,"A" b', b"a\rb@x,B", b",", b'"', b'x"y,z']
+)
+
+
+@given(lines=st.lists(st.one_of(GOOD, BAD, st.just(b"")), max_size=40), end=st.sampled_from([b"\n", b"\r\n"]))
+def test_bad_lines_lose_no_good_one(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], end: bytes) -> None:
+    """The oracle: a line without a quote is its fields between commas. None begins with one, so each stands alone."""
+    path = tmp_path_factory.getbasetemp() / "lines.csv"
+    lines = [line for line in lines if not line.startswith(b'"')]
+    found = {row.line: row.fields for row in read(path, b"email,name" + end + end.join(lines), 3) if not row.fault}
+    for number, line in enumerate(lines, start=2):
+        if is_good(line):
+            assert found[number] == tuple(field.strip() for field in line.decode().split(","))
+        elif b'"' not in line:
+            assert number not in found
+
+
+def is_good(line: bytes) -> bool:
+    return line.count(b",") == 1 and not any(sign in line for sign in (b'"', b"\xff", b"\0", b"\r"))
+
+
+@given(content=st.binary(max_size=400), size=st.integers(1, 5))
+def test_bytes_of_any_kind_are_read_to_the_end(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, size: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "bytes.csv"
+    found = read(path, b"email,name\n" + content + b"\nlast@x,Last\n", size)
+    # The last line is good, unless a quoted field that the bytes begin goes on until there.
+    assert found[-1].fields == ("last@x", "Last") or b'"' in content

@@ -1,4 +1,6 @@
+import asyncio
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -6,7 +8,7 @@ import pytest
 
 from jobs.files import Files
 from worker.errors import Permanent
-from worker.whole import written_whole
+from worker.whole import in_threads, written_whole
 
 
 @pytest.fixture
@@ -90,3 +92,31 @@ def test_a_file_whose_writing_fails_leaves_the_old_one_and_no_draft(files: Files
         _ = 1 / 0
     assert target.read_text() == "email,name\n"
     assert [path.name for path in files.root.iterdir()] == ["users.csv"]
+
+
+@pytest.mark.parametrize("place", ["mkdir", "fsync"])
+async def test_a_cancellation_while_a_thread_opens_or_ends_a_file_leaves_no_draft(
+    files: Files, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled when it opens: no file. When it ends: the whole file, since the rename is under way."""
+    reached, go_on = threading.Event(), threading.Event()
+    owner, plain = {"mkdir": (Path, Path.mkdir), "fsync": (os, os.fsync)}[place]
+
+    def slowly(*arguments: object, **options: object) -> object:
+        reached.set()
+        go_on.wait(20)
+        return plain(*arguments, **options)  # type: ignore[operator]  # one or the other
+
+    async def write() -> None:
+        async with in_threads(files.writing("out/new.csv")) as file:
+            file.write(b"all")
+
+    monkeypatch.setattr(owner, place, slowly)
+    writing = asyncio.create_task(write())
+    await asyncio.to_thread(reached.wait, 20)
+    writing.cancel()
+    await asyncio.sleep(0)  # the cancellation arrives while the thread is held
+    go_on.set()
+    await asyncio.wait({writing}, timeout=20)
+    assert writing.cancelled()
+    assert [path.name for path in (files.root / "out").iterdir()] == ([] if place == "mkdir" else ["new.csv"])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.csv_rows import Row
-from jobs.orders.rows import HEADER, Line, RowError, check
+from jobs.orders.rows import HEADER, Line, RowError, check_lines
 
 GOOD = {
     "reference": "R-1",
@@ -21,7 +21,8 @@ GOOD = {
 
 def checked(**fields: str) -> Line | RowError:
     values = GOOD | fields
-    return check(Row(2, 0, b"", tuple(values[name] for name in HEADER)))
+    [found] = check_lines([Row(2, 0, b"", tuple(values[name] for name in HEADER))])
+    return found
 
 
 def test_a_good_row_is_a_line() -> None:
@@ -67,7 +68,7 @@ def test_a_bad_row_says_why(fields: dict[str, str], reason: str) -> None:
 
 
 def test_a_fault_of_the_file_is_kept() -> None:
-    assert str(check(Row(2, 0, b"?", (), "is not UTF-8"))) == "is not UTF-8"
+    assert [str(fault) for fault in check_lines([Row(2, 0, b"?", (), "is not UTF-8")])] == ["is not UTF-8"]
 
 
 @pytest.mark.parametrize("time", ["2021-03-01T10:00:00", "2021-03-01 10:00:00Z", "2021-03-01T12:00:00+02:00"])

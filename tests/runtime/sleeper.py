@@ -1,6 +1,7 @@
 """A worker that a test stops with SIGSTOP: its handler works, says so, and waits. Run as a script."""
 
 import asyncio
+import os
 import sys
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -18,7 +19,7 @@ async def main(url: str, job_id: str, message: str) -> None:
         await asyncio.to_thread(sys.stdin.readline)
         return "slept"
 
-    bench = Bench(create_engine(url, pool_size=2))
+    bench = Bench(create_engine(url, pool_size=2, pgbouncer="WORKER_PGBOUNCER" in os.environ))
     delivery = Delivery(job_id, "arq:queue", message.encode(), NoHold(), 0, 0)
     print(await bench.run(Handler(Note, waiting), delivery), flush=True)  # noqa: T201 - the same
     await bench.close()

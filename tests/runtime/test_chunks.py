@@ -17,7 +17,7 @@ from tests.support.waiting import wait_until
 from worker.chunk import Chunk, Step
 from worker.errors import Cancel, Snooze
 from worker.handler import ChunkedHandler
-from worker.outcome import Cancelled, Completed, Dead, Duplicate, Released, Retrying, Snoozed, Yielded
+from worker.outcome import BUSY, Cancelled, Completed, Dead, Duplicate, Released, Retrying, Snoozed, Yielded
 from worker.retry import RetryPolicy
 
 NOW = RetryPolicy(attempts=3, base=timedelta(0))
@@ -139,6 +139,24 @@ async def test_the_cursor_is_read_under_the_runs_lock_never_from_memory(bench: B
     assert await bench.run(counting(overtake), delivery) == Completed({"counted": 5, "sum": 15})
     assert overtaken == [2, Yielded(), Yielded()]
     assert await bench.effects() == ["1", "2", "3", "4", "5"]
+
+
+async def test_a_failure_isnt_counted_against_a_run_that_went_on_meanwhile(bench: Bench, other: Bench) -> None:
+    """No failure is counted before or after the other worker's chunk, so the count alone doesn't tell."""
+    delivery = await bench.enqueued(Count(upto=5))
+
+    async def be_overtaken(at: int) -> None:
+        if at == 2:
+            await bench.all(
+                "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
+                "where datname = current_database() and state = 'idle in transaction'"
+            )
+            await other.run(counting(), replace(delivery, hold=Grip(stopping=True)))
+            raise ValueError
+
+    assert await bench.run(counting(be_overtaken), delivery) == Released("another worker has taken it over", BUSY)
+    assert await bench.runs() == [("yielded", 0)]
+    assert await bench.all("select * from worker.attempt") == []
 
 
 async def test_two_workers_with_one_chunked_job_work_on_no_row_twice(bench: Bench, other: Bench) -> None:

@@ -88,9 +88,7 @@ async def test_a_workers_transaction_that_began_since_we_waited_is_not_ended(
         await living.commit()
 
 
-async def test_many_jobs_that_wait_for_zombies_share_one_helper_connection(
-    bench: Bench, other: Bench, impatient: None
-) -> None:
+async def test_many_jobs_that_wait_for_zombies_share_one_helper_connection(bench: Bench, other: Bench) -> None:
     deliveries = [await bench.enqueued(Note()) for _ in range(4)]  # with the helper, all of the pool's five
     async with other.engine.connect() as zombie:
         await zombie.execute(LOCK_IT)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from tests.support.namespaces import within
+
 WORKER = str(Path(sys.executable).with_name("worker"))
 
 LogLine = dict[str, Any]
@@ -29,13 +31,17 @@ class WorkerProcess:
         self.lines: list[LogLine] = []
 
     @classmethod
-    async def start(cls, *args: str, env: Mapping[str, str]) -> "WorkerProcess":
-        """Start `worker ARGS…` with JSON logs. Of this process's environment only PATH and HOME are passed on."""
+    async def start(cls, *args: str, env: Mapping[str, str], host: str | None = None) -> "WorkerProcess":
+        """Start `worker ARGS…` with JSON logs. Of this process's environment only PATH and HOME are passed on.
+
+        host: a network namespace to start it in.
+        """
         own = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         full_env = {**own, "WORKER_LOG_FORMAT": "json", **env}
         # A session of its own: Ctrl-C on the test run doesn't reach it before the fixture does.
+        command = within(host, WORKER) if host else [WORKER]
         process = await asyncio.create_subprocess_exec(
-            WORKER, *args, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=STDOUT, env=full_env,
+            *command, *args, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=STDOUT, env=full_env,
             start_new_session=True, limit=2**24,
         )  # fmt: skip
         return cls(process)

@@ -13,8 +13,8 @@ from worker.broker import connect_broker
 from worker.cli.endings import FAILED, ending
 from worker.cli.loading import load_app
 from worker.cli.output import print_json, print_table
-from worker.cli.reach import APPLICATION, reach_database, reach_redis
-from worker.database import DatabaseAway, create_engine
+from worker.cli.reach import engine_of, reach_database, reach_redis
+from worker.database import DatabaseAway
 from worker.doctor import MIGRATIONS, Finding, examine_both, examine_database, examine_redis
 from worker.settings import Settings, load_settings
 
@@ -39,7 +39,7 @@ def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print one li
 
 async def _findings(settings: Settings, app: App) -> list[Finding]:
     redis = connect_broker(settings.redis_url.get_secret_value())
-    engine = create_engine(settings.database_url.get_secret_value(), pool_size=2, application=APPLICATION)
+    engine = engine_of(settings, pool_size=2)
     try:
         findings = [_settings(settings, app), *await _database(engine, settings, app), *await _redis(redis)]
         if {finding.check for finding in findings if finding.verdict == "fails"}.isdisjoint({*SERVERS, MIGRATIONS}):

@@ -3,6 +3,7 @@
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from sqlalchemy.exc import DBAPIError
 
+from worker.broker import is_untrusted
 from worker.database import DatabaseAway
 from worker.faults import is_lost_connection, sqlstate
 from worker.operations import UnknownIdError, WrongStatusError
@@ -38,6 +39,8 @@ def ending(error: Exception) -> tuple[int, str]:
             code, sentence = AWAY, str(error)
         case AuthenticationError() | NoPermissionError():
             code, sentence = AWAY, "Redis refuses us; check user and password in REDIS_URL."
+        case RedisError() if is_untrusted(error):
+            code, sentence = AWAY, "Redis shows a certificate that isn't trusted; check ssl_ca_certs in REDIS_URL."
         case RedisError():
             code, sentence = AWAY, f"Redis can't be used ({type(error).__name__}); check REDIS_URL and the server."
         case DBAPIError():

@@ -22,7 +22,7 @@ def migrate() -> None:
     if not missing:
         typer.echo("The database is up to date.")
         return
-    migrations.migrate(settings.database_url.get_secret_value(), app.migrations)
+    migrations.migrate(settings.database_url.get_secret_value(), app.migrations, pgbouncer=settings.pgbouncer)
     typer.echo(f"Migrated to {', '.join(sorted(missing))}.")
 
 

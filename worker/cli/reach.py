@@ -11,7 +11,7 @@ from arq.connections import ArqRedis
 from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, NoPermissionError, TimeoutError  # noqa: A004
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker.broker import connect_broker
+from worker.broker import connect_broker, is_untrusted
 from worker.database import DatabaseAway, create_engine
 from worker.faults import is_lost_connection
 from worker.settings import Settings
@@ -20,6 +20,12 @@ PATIENCE = timedelta(seconds=10)
 """How long a command tries that isn't a worker."""
 AGAIN_FROM_S, AGAIN_UP_TO_S = 0.1, 2.0
 APPLICATION = "ratchet command"
+
+
+def engine_of(settings: Settings, pool_size: int) -> AsyncEngine:
+    """The engine of a command, which isn't connected yet."""
+    url = settings.database_url.get_secret_value()
+    return create_engine(url, pool_size=pool_size, application=APPLICATION, pgbouncer=settings.pgbouncer)
 
 
 async def reach_database(engine: AsyncEngine, patience: timedelta | None = PATIENCE) -> None:
@@ -50,7 +56,7 @@ async def reach_redis(redis: ArqRedis, patience: timedelta | None = PATIENCE) ->
 @asynccontextmanager
 async def database(settings: Settings) -> AsyncGenerator[AsyncEngine]:
     """PostgreSQL, reached; for the one command that a process runs."""
-    engine = create_engine(settings.database_url.get_secret_value(), pool_size=2, application=APPLICATION)
+    engine = engine_of(settings, pool_size=2)
     try:
         await reach_database(engine)
         yield engine
@@ -81,7 +87,8 @@ async def _reach(
             if not is_away(error) or (deadline is not None and time.monotonic() + delay > deadline):
                 raise
             if not said and deadline is None:
-                log.warning("waiting_for_server", server=server, reason=type(error).__name__)
+                reason = str(error) if isinstance(error, DatabaseAway) else type(error).__name__
+                log.warning("waiting_for_server", server=server, reason=reason)
                 said = True
         else:
             if said:
@@ -96,5 +103,5 @@ def _database_is_away(error: Exception) -> bool:
 
 
 def _redis_is_away(error: Exception) -> bool:
-    refused = isinstance(error, AuthenticationError | NoPermissionError)
+    refused = isinstance(error, AuthenticationError | NoPermissionError) or is_untrusted(error)
     return isinstance(error, ConnectionError | TimeoutError | BusyLoadingError | OSError) and not refused

@@ -18,8 +18,7 @@ from worker.app import App
 from worker.broker import connect_broker
 from worker.cli.endings import FAILED, WRONG, Refusal, ending
 from worker.cli.loading import load_app
-from worker.cli.reach import APPLICATION, reach_database, reach_redis
-from worker.database import create_engine
+from worker.cli.reach import engine_of, reach_database, reach_redis
 from worker.garbage import settle_heap
 from worker.lifeline import hold_on
 from worker.migrate import missing_versions
@@ -78,6 +77,11 @@ def plan(settings: Settings, *, burst: bool) -> Plan:
     )
 
 
+def child_command(settings: Settings) -> list[str]:
+    """Starts a child for suspects, which reads its settings from the environment as this process does."""
+    return [sys.executable, "-P", "-m", "worker.suspects.main", settings.app]
+
+
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's where it is installed (the extra `fast`); None: asyncio's own."""
     return import_module("uvloop").new_event_loop if find_spec("uvloop") else None
@@ -95,7 +99,7 @@ async def consume(app: App, settings: Settings, observer: Observer, *, burst: bo
         loop.add_signal_handler(signum, cast("asyncio.Task[None]", this_task).cancel)
     try:
         await ready(app, settings)
-        await run_worker(app, settings, observer, burst=burst)
+        await run_worker(app, settings, observer, burst=burst, child=child_command(settings))
     except asyncio.CancelledError:
         return
     except Exception as error:
@@ -119,7 +123,7 @@ def _leave(_signum: int, _frame: object) -> None:
 async def ready(app: App, settings: Settings, patience: timedelta | None = None) -> None:
     """Return when both servers answer and the database is up to date. Raises as `consume` does."""
     redis = connect_broker(settings.redis_url.get_secret_value())
-    engine = create_engine(settings.database_url.get_secret_value(), pool_size=1, application=APPLICATION)
+    engine = engine_of(settings, pool_size=1)
     try:
         await reach_database(engine, patience)
         await check_versions(engine, app)

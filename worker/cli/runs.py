@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 from pydantic_core import from_json
 
-from worker.cli.endings import Refusal
+from worker.cli.endings import WRONG, Refusal
 from worker.cli.output import print_json, print_table, printable, shown
+from worker.cli.progress import bar, pace, told
 from worker.cli.reach import database
 from worker.operations import UnknownIdError
 from worker.overview import Details, Entry, details, entries, message_of
@@ -16,6 +17,8 @@ from worker.run import Status
 from worker.settings import Settings, load_settings
 from worker.wire import Unreadable, decode
 
+OTHERWISE = frozenset({"done", "total", "rate", "time_left_s", "partitions", "failures"})
+"""Fields that people are shown in lines of their own."""
 MAX_ERROR = 100
 """Characters of an error in the list; `worker show` has all of it."""
 
@@ -24,6 +27,7 @@ def runs(
     *,
     status: Annotated[Status | None, typer.Option(help="Only these.")] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    error: Annotated[str | None, typer.Option(help="Only where the error holds this text.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON a job.")] = False,
 ) -> None:
@@ -32,7 +36,7 @@ def runs(
     The time is when a job ended or began, or when it is due. A job that was sent straight to Redis appears here with
     its first attempt.
     """
-    found = asyncio.run(_entries(load_settings(), status, name, limit))
+    found = asyncio.run(_entries(load_settings(), status=status, name=name, error=error, limit=limit))
     if as_json:
         for entry in found:
             print_json(entry)
@@ -44,7 +48,8 @@ def show(
     job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id, as worker enqueue printed it.")],
     *,
     payload: Annotated[
-        bool, typer.Option("--payload", help="Show the payload too; it may hold personal data.")
+        bool,
+        typer.Option("--payload", help="Show the payload too, where WORKER_SHOW_PAYLOADS allows it."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -52,7 +57,10 @@ def show(
 
     An id may stand for several jobs, one after another; the newest is shown. Errors and tracebacks may hold data.
     """
-    found, message = asyncio.run(_details(load_settings(), job_id))
+    settings = load_settings()
+    if payload and not settings.show_payloads:
+        raise Refusal("Payloads may hold personal data; set WORKER_SHOW_PAYLOADS=true to see them.", WRONG)
+    found, message = asyncio.run(_details(settings, job_id))
     fields = _fields(found)
     if payload:
         if message is None:
@@ -62,20 +70,28 @@ def show(
         fields["payload"] = _payload(message)
     if as_json:
         print_json(fields)
-        return
-    failures = fields.pop("failures")
+    else:
+        _tell(found, fields)
+
+
+def _tell(found: Details, fields: dict[str, Any]) -> None:
+    """For people: what there is to say, a line a field, then the partitions and the failures."""
+    if found.entry.done or found.entry.total:
+        fields["progress"] = _progress(found.entry)
     for field, value in fields.items():
-        if value not in (None, 0):
+        if value not in (None, 0) and field not in OTHERWISE:
             typer.echo(f"{field:12} {shown(value)}")
-    for failure in failures:
-        typer.echo(f"\nfailure {failure['attempt']} at {shown(failure['failed_at'])} on {printable(failure['worker'])}")
-        for line in failure["traceback"].splitlines():
+    for part in found.partitions:
+        typer.echo(f"{'partition':12} {printable(part.id)} {part.status:9} {_progress(part)}")
+    for failure in found.failures:
+        typer.echo(f"\nfailure {failure.attempt} at {shown(failure.failed_at)} on {printable(failure.worker)}")
+        for line in failure.traceback.splitlines():
             typer.echo(f"    {printable(line)}")
 
 
-async def _entries(settings: Settings, status: str | None, name: str | None, limit: int) -> list[Entry]:
+async def _entries(settings: Settings, **wanted: Any) -> list[Entry]:
     async with database(settings) as engine, engine.connect() as connection:
-        return await entries(connection, status=status, name=name, limit=limit)
+        return await entries(connection, **wanted)
 
 
 async def _details(settings: Settings, job_id: str) -> tuple[Details, bytes | None]:
@@ -90,13 +106,20 @@ def _row(entry: Entry) -> tuple[object, ...]:
     when = entry.finished_at or entry.begun_at
     time = f"due {shown(entry.due_at)}" if entry.due_at else when
     rows = "" if not entry.done else f"{entry.done}/{entry.total}" if entry.total else entry.done
+    if entry.time_left_s is not None:
+        rows = f"{rows} {', '.join(pace(None, entry.time_left_s))}"
     return (entry.status, entry.name, entry.id, time, entry.attempt or "", rows, (entry.error or "")[:MAX_ERROR])
 
 
+def _progress(entry: Entry) -> str:
+    line = told(entry.done, entry.total, entry.rate, entry.time_left_s)
+    return f"{bar(entry.done, entry.total)} {line}" if entry.total else line
+
+
 def _fields(found: Details) -> dict[str, Any]:
-    told = asdict(found)
-    entry: dict[str, Any] = told.pop("entry")
-    return {**entry, **told}
+    all_of_it = asdict(found)
+    entry: dict[str, Any] = all_of_it.pop("entry")
+    return {**entry, **all_of_it}
 
 
 def _payload(message: bytes) -> object:

@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.cli.endings import Refusal
 from worker.cli.output import printable
+from worker.cli.progress import pace
+from worker.overview import PROGRESS, RUN_WITH_PARTS
 from worker.wire import RESULT_KEY, deserialize
 
 LOOK_EVERY_S = 0.1
@@ -36,13 +38,16 @@ class _Seen:
     result: JsonValue = None
     done: int = 0
     total: int | None = None
+    rate: float | None = None
+    time_left_s: float | None = None
 
 
-_RUN = text("""
-select finished_at is not null as ended, case when status <> 'completed' then status || ': ' || coalesce(error, '') end,
-    result, done, total
-from worker.run where id = :id and enqueued_ms >= :from_ms order by enqueued_ms limit 1
-""")
+_RUN = text(f"""
+select r.finished_at is not null as ended,
+    case when r.status <> 'completed' then r.status || ': ' || coalesce(r.error, '') end,
+    r.result, {PROGRESS}
+from {RUN_WITH_PARTS} where r.id = :id and r.enqueued_ms >= :from_ms order by r.enqueued_ms limit 1
+""")  # noqa: S608 - put together from constants
 
 
 async def wait_for_end(engine: AsyncEngine, redis: Redis | None, awaited: Awaited, timeout: timedelta) -> JsonValue:
@@ -65,15 +70,22 @@ async def wait_for_end(engine: AsyncEngine, redis: Redis | None, awaited: Awaite
 
 
 async def _end(engine: AsyncEngine, redis: Redis | None, awaited: Awaited) -> _Seen:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}"),
+        TimeElapsedColumn(),
+    )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("rows", total=None, visible=False)
+        task = progress.add_task("rows", total=None, visible=False, pace="")
         async with aclosing(_looks(engine, redis, awaited)) as looks:
             async for seen in looks:
                 if seen.ended:
                     return seen
-                progress.update(task, completed=seen.done, total=seen.total, visible=seen.done > 0)
+                told = ", ".join(pace(seen.rate, seen.time_left_s))
+                progress.update(task, completed=seen.done, total=seen.total, visible=seen.done > 0, pace=told)
     raise AssertionError("The looks go on until the job has ended.")
 
 

@@ -112,6 +112,8 @@ def _particulars(outcome: Outcome) -> dict[str, object]:
             return {"delay_s": round(outcome.delay.total_seconds(), 1)}
         case Released():
             return {"reason": outcome.reason, "delay_s": round(outcome.delay.total_seconds(), 1)}
+        case Yielded(delay, reason) if reason:
+            return {"reason": reason, "delay_s": round(delay.total_seconds(), 1) if delay else 0.0}
         case _:
             return {}
 

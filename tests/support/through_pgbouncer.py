@@ -1,0 +1,73 @@
+"""A plugin of pytest that puts PgBouncer between the tests and their PostgreSQL: `-p tests.support.through_pgbouncer`.
+
+Tests reach their databases by `EmbeddedPostgres.database_url` and `create_engine`, so the two are exchanged, before any
+test is imported. Templates are made past it, since a pooled connection to one would keep it from being copied.
+"""
+
+import os
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tests.support import leaks
+from tests.support.pgbouncer import PgBouncer
+from worker import database, dev
+
+
+class Bounced(dev.EmbeddedPostgres):
+    """A PostgreSQL that is reached through a PgBouncer of its own."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.bouncer = PgBouncer(self)
+        self._is_up = False
+        self._past_it = False
+
+    def start(self) -> None:
+        super().start()
+        if not self._is_up:
+            self.bouncer.start()
+            self._is_up = True
+
+    def close(self) -> None:
+        self.bouncer.close()
+        super().close()
+
+    def database_url(self, database: str) -> str:
+        if self._past_it or database.startswith("template"):
+            return super().database_url(database)
+        return self.bouncer.url(database)
+
+    def psql(self, *statements: str, database: str = "postgres") -> str:
+        self._past_it = True
+        try:
+            return super().psql(*statements, database=database)
+        finally:
+            self._past_it = False
+
+
+def open_clients(postgres: Bounced, database: str) -> list[str]:
+    """What `connection_leaks` says, of connections to the bouncer: those to the server are its own."""
+    return leaks._settle(lambda: [f"a connection is still open: {line}" for line in postgres.bouncer.clients(database)])
+
+
+DIFFERS = {
+    "test_one_statement_begins_and_one_marks_it_done": "each BEGIN carries the lock timeout",
+    "test_postgresql_that_refuses_us_is_told_without_the_password": "PgBouncer has one SQLSTATE for all it refuses",
+}
+"""Tests that can't hold behind PgBouncer, and why."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.name in DIFFERS:
+            item.add_marker(pytest.mark.skip(reason=DIFFERS[item.name]))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    os.environ["WORKER_PGBOUNCER"] = "true"  # for what tests start as a process
+    database.create_engine = partial(database.create_engine, pgbouncer=True)
+    dev.EmbeddedPostgres = Bounced  # type: ignore[misc]
+    leaks.connection_leaks = open_clients  # type: ignore[assignment]

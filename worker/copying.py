@@ -1,0 +1,88 @@
+"""COPY into a table, on the session's own connection and inside its transaction."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias, cast
+
+from sqlalchemy import Column, Dialect, Table, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
+
+from worker.database import Driver
+from worker.guard import GUARD, Guard
+
+Target: TypeAlias = Table | type[DeclarativeBase]
+"""A table, or the class that is mapped to it."""
+TargetColumn: TypeAlias = Column[Any] | InstrumentedAttribute[Any]
+"""A column of it, as the table or the class has it."""
+Values: TypeAlias = Sequence[Any]
+"""A row: a value for each column, in their order."""
+
+
+async def copy_rows(
+    session: AsyncSession, into: Target, columns: Sequence[TargetColumn], rows: Iterable[Values]
+) -> int:
+    """Append `rows` by one COPY and return how many there were.
+
+    They are sent as they are iterated over, in PostgreSQL's binary format, so a generator takes no memory.
+    Raises the driver's own errors: asyncpg.UniqueViolationError where a row is there already, asyncpg.DataError or
+    TypeError for a value that its column can't hold. Nothing of the COPY is then left, and the transaction has failed.
+    """
+    table = table_of(into)
+    chosen = columns_of(table, columns)
+    driver = await driver_in_transaction(session)
+    dialect = (await session.connection()).dialect
+    tag = await driver.copy_records_to_table(
+        table.name,
+        schema_name=table.schema,
+        columns=[column.name for column in chosen],
+        records=cast("Any", adapted(rows, chosen, dialect)),
+    )
+    return int(tag.rpartition(" ")[2])
+
+
+async def driver_in_transaction(session: AsyncSession) -> Driver:
+    """The driver's connection of `session`, whose transaction is open for the driver too.
+
+    SQLAlchemy's adapter opens it with the first statement that it sees. A COPY before that would commit by itself, and
+    survive the session's rollback.
+    Raises RuntimeError where no transaction can be opened (AUTOCOMMIT), and SessionMisuse in a handler's second task.
+    """
+    await session.flush()
+    connection = await session.connection()
+    driver = cast("Driver", (await connection.get_raw_connection()).driver_connection)
+    guard: Guard | None = connection.sync_connection.get_execution_options().get(GUARD)  # type: ignore[union-attr]  # it is connected
+    if guard is not None:
+        guard.refuse_other_tasks()
+    if not driver.is_in_transaction():
+        await connection.execute(select(1))
+        if not driver.is_in_transaction():
+            raise RuntimeError(
+                "Bulk work needs a transaction, and the session's connection is in AUTOCOMMIT; "
+                "give the session an engine without that isolation level."
+            )
+    return driver
+
+
+def table_of(target: Target) -> Table:
+    return target if isinstance(target, Table) else cast("Table", target.__table__)
+
+
+def columns_of(table: Table, columns: Sequence[TargetColumn]) -> list[Column[Any]]:
+    """The table's own. Raises ValueError for none, and for one of another table."""
+    by_name = {column.name: column for column in table.columns}
+    names: list[str] = [column.expression.name for column in columns]
+    if not names:
+        raise ValueError(f"Bulk work on {table.name} got no columns; name those that each row has.")
+    if strange := [name for name in names if name not in by_name]:
+        raise ValueError(f"The table {table.name} has no column {strange[0]!r}; give columns of that table.")
+    return [by_name[name] for name in names]
+
+
+def adapted(rows: Iterable[Values], columns: Sequence[Column[Any]], dialect: Dialect) -> Iterable[Values]:
+    """`rows` as the driver takes them: where a column's type converts its values (enums, JSON, your own), so do we."""
+    processors = [column.type.dialect_impl(dialect).bind_processor(dialect) for column in columns]
+    if not any(processors):
+        return rows
+    return (
+        [process(value) if process else value for process, value in zip(processors, row, strict=True)] for row in rows
+    )

@@ -1,0 +1,81 @@
+"""The ledger of a chunked job: what its run remembers from chunk to chunk, read and written under the run's lock."""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from worker.chunk import Step
+from worker.database import Driver
+from worker.errors import TransactionEnded
+from worker.handler import ChunkedHandler
+from worker.pace import Pace, Progress, asked_size
+from worker.run import Identity
+from worker.stored import as_jsonb
+
+_READ = """
+select cursor, result, chunks, done, total, chunk_size, row_seconds, rate, attempt, partitions,
+    bounds
+from worker.run
+where id = $1 and enqueued_ms = $2
+"""
+
+_ADVANCE = text("""
+update worker.run set status = 'yielded', cursor = cast(:cursor as jsonb), result = cast(:result as jsonb), attempt = 0,
+    done = :done, total = :total, chunks = chunks + 1, chunk_size = :size, row_seconds = :row_seconds, rate = :rate,
+    time_left_s = :time_left_s, next_at = null, error = null
+where id = :id and enqueued_ms = :ms and pg_current_xact_id()::text = :transaction
+""")
+
+
+async def read(driver: Driver, run: Identity, handler: ChunkedHandler[Any, Any]) -> Progress:
+    """What the run says, which this transaction holds the lock of."""
+    row: Any = await driver.fetchrow(_READ, run.job_id, run.enqueued_ms)
+    pace = Pace(row["chunk_size"] or handler.size, row["row_seconds"], row["rate"])
+    size = asked_size(pace.size, row["attempt"], handler.sizes)
+    return Progress(
+        cursor=row["cursor"],
+        counts=row["result"] or {},
+        chunks=row["chunks"],
+        done=row["done"],
+        total=row["total"],
+        pace=pace,
+        size=size,
+        partitions=row["partitions"],
+        bounds=row["bounds"] and tuple(row["bounds"]),
+    )
+
+
+async def advance(
+    connection: AsyncConnection,
+    run: Identity,
+    before: Progress,
+    step: Step[Any],
+    handler: ChunkedHandler[Any, Any],
+    *,
+    took: timedelta,
+    transaction: str,
+) -> str:
+    """Move the cursor behind the chunk that commits with it. Failures count anew.
+
+    Returns the result so far, as JSON. Raises TransactionEnded where the handler has ended the transaction.
+    """
+    dumped = None if step.cursor is None else handler.codec.dump_python(step.cursor, mode="json")
+    counts = as_jsonb(step.added_to(before.counts), "counts")
+    done, total = before.done + step.done, before.total if step.total is None else step.total
+    pace = before.pace.after(before.size, step.done, took, handler.sizes)
+    chunk = {
+        "cursor": as_jsonb(dumped, "cursor"),
+        "result": counts,
+        "done": done,
+        "total": total,
+        "size": pace.size,
+        "row_seconds": pace.row_seconds,
+        "rate": pace.rate,
+        "time_left_s": pace.time_left_s(done, total),
+    }
+    moved = await connection.execute(_ADVANCE, {**run.key, "transaction": transaction, **chunk})
+    if moved.rowcount == 0:
+        raise TransactionEnded
+    return counts

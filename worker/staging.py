@@ -1,0 +1,38 @@
+"""Rows in a temporary table of the transaction, from where one statement takes them.
+
+It is made for one call and goes with the transaction, so it needs no connection of its own behind a pooler in
+transaction mode. One that is kept and emptied was no quicker (docs/adr/0017-bulk-writes.md).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Table, TableClause, column, table
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from worker.copying import Values, adapted, driver_in_transaction
+
+POSITION = "ratchet_position"
+"""The column that counts the rows from 0, as they were given."""
+LONGEST_NAME = 63
+
+
+async def stage(
+    session: AsyncSession, target: Table, columns: Sequence[Column[Any]], rows: Iterable[Values]
+) -> TableClause:
+    """Fill a temporary table that has these columns of `target`, and POSITION; of two calls the last one's."""
+    driver = await driver_in_transaction(session)
+    dialect = (await session.connection()).dialect
+    # Named after its target: the driver remembers the types of a table's columns by name.
+    name = f"ratchet_{target.name}"[:LONGEST_NAME]
+    quote = dialect.identifier_preparer
+    staged, own = quote.quote(name), ", ".join(quote.quote(each.name) for each in columns)
+    # Every name is quoted, and none of them is a value.
+    await driver.execute(
+        f"drop table if exists pg_temp.{staged}; create temporary table {staged} on commit drop as "  # noqa: S608 - see above
+        f"select 0::bigint as {POSITION}, {own} from {quote.format_table(target)} with no data"
+    )
+    counted = ((number, *row) for number, row in enumerate(adapted(rows, columns, dialect)))
+    names = [POSITION, *(each.name for each in columns)]
+    await driver.copy_records_to_table(name, columns=names, records=counted)
+    return table(name, column(POSITION, BigInteger), *(column(each.name, each.type) for each in columns))

@@ -1,0 +1,137 @@
+"""Many rows out of PostgreSQL in flat memory: to a handler through a cursor, to a file as PostgreSQL writes them.
+
+Each is one statement in the session's own transaction, so it sees one snapshot however long it takes.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, TypeAlias, TypeVarTuple
+
+from sqlalchemy import Row, Select, func, select
+from sqlalchemy.exc import CompileError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.types import TypeEngine
+
+from worker.database import Driver
+from worker.errors import Permanent
+from worker.guard import GUARD, Guard
+from worker.shield import in_thread
+
+Ts = TypeVarTuple("Ts")
+AnySelect: TypeAlias = Select[*tuple[Any, ...]]
+Write: TypeAlias = Callable[[bytes], object]
+"""Takes whole lines. It is called in a thread, one call at a time, so it may block."""
+
+ROWS_A_FETCH = 1_000
+PIECE_BYTES = 1024 * 1024
+"""How much is gathered for one call of `write`: a thread costs 50 us, which is little beside so many bytes."""
+
+
+async def stream(
+    session: AsyncSession, statement: Select[*Ts], *, size: int = ROWS_A_FETCH
+) -> AsyncGenerator[Sequence[Row[*Ts]]]:
+    """The rows of any select, `size` at a time (the last ones may be fewer); no more of them are in memory.
+
+    Sent: BEGIN where no transaction is open, the pending changes (as `session.execute` does), the statement, then two
+    fetches for every `size` rows. Columns come without the ORM, which is five times as fast as entities; those come
+    too. Other statements of the session may run between two batches: the cursor doesn't see what they change.
+
+    Batches, since to hand out each row by itself takes a tenth of the rate (0.3 us a row, where all else takes 2.3).
+    """
+    if session.autoflush:
+        await session.flush()
+    source: AsyncConnection | AsyncSession = session if _has_entities(statement) else await session.connection()
+    result = await source.stream(statement, execution_options={"yield_per": size})
+    async for rows in result.partitions():
+        yield rows
+
+
+async def copy_csv(
+    session: AsyncSession,
+    statement: AnySelect,
+    write: Write,
+    *,
+    header: bool = True,
+    piece_bytes: int = PIECE_BYTES,
+) -> int:
+    """Have PostgreSQL write a select's rows as CSV in UTF-8, and return how many there were.
+
+    Sent: BEGIN where no transaction is open, the pending changes, and COPY (…) TO STDOUT. Lines end with LF; nothing
+    stands for null, and "" for an empty text; times are in the session's TimeZone and DateStyle. Values of the
+    statement stand in it as literals, which SQLAlchemy quotes.
+    `write` gets pieces of about `piece_bytes`. Raises Permanent for a value that SQLAlchemy can't write as a literal.
+    """
+    return await _copy(session, statement, write, piece_bytes, header=header)
+
+
+async def copy_ndjson(
+    session: AsyncSession,
+    statement: AnySelect,
+    write: Write,
+    *,
+    piece_bytes: int = PIECE_BYTES,
+) -> int:
+    """The same with a JSON object a line, as `row_to_json` makes it: times are ISO 8601 in the session's TimeZone.
+
+    JSON has no raw control characters, so with two of them for quote and delimiter CSV quotes and escapes nothing.
+    """
+    rows = statement.subquery("rows")
+    lines = select(func.row_to_json(rows.table_valued()))
+    return await _copy(session, lines, write, piece_bytes, quote="\x01", delimiter="\x02")
+
+
+async def _copy(session: AsyncSession, statement: AnySelect, write: Write, piece_bytes: int, **form: Any) -> int:
+    connection, driver = await opened(session)
+    gathered: list[bytes] = []
+    size = 0
+
+    async def take(lines: bytes) -> None:
+        nonlocal size
+        gathered.append(lines)
+        size += len(lines)
+        if size >= piece_bytes:
+            await give()
+
+    async def give() -> None:
+        nonlocal size
+        piece, size = b"".join(gathered), 0
+        gathered.clear()
+        await in_thread(write, piece)
+
+    # PostgreSQL sends each row as a message of its own and asyncpg passes on whole messages, so no line is parted.
+    tag = await driver.copy_from_query(_literally(connection, statement), output=take, format="csv", **form)
+    if gathered:
+        await give()
+    return int(tag.removeprefix("COPY "))
+
+
+async def opened(session: AsyncSession) -> tuple[AsyncConnection, Driver]:
+    """The session's connection and the driver's side of it, with all pending flushed and the transaction open.
+
+    SQLAlchemy sends BEGIN with a transaction's first statement; what went straight to the driver before would commit by
+    itself. Raises SessionMisuse in a second task.
+    """
+    guard: Guard | None = session.info.get(GUARD)
+    if guard is not None:
+        guard.refuse_other_tasks()
+    if session.autoflush:
+        await session.flush()
+    connection = await session.connection()
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    if not driver.is_in_transaction():
+        await connection.exec_driver_sql("select 1")
+    return connection, driver
+
+
+def _literally(connection: AsyncConnection, statement: AnySelect) -> str:
+    """COPY takes no parameters."""
+    try:
+        return str(statement.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True}))
+    except CompileError:  # its text has the value
+        raise Permanent(
+            "COPY takes no parameters, and SQLAlchemy can't write a value of this statement as a literal; "
+            "cast a text to its type."
+        ) from None
+
+
+def _has_entities(statement: AnySelect) -> bool:
+    return not all(isinstance(column["type"], TypeEngine) for column in statement.column_descriptions)

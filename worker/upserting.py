@@ -1,0 +1,96 @@
+"""Insert what is new and update what is there: one COPY, and one INSERT … SELECT … ON CONFLICT."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Boolean, Column, ColumnElement, Row, Table, TableClause, func, literal_column, select
+from sqlalchemy.dialects.postgresql import Insert, distinct_on, insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.sql.visitors import replacement_traverse
+
+from worker.copying import Target, TargetColumn, Values, columns_of, table_of
+from worker.staging import POSITION, stage
+
+INSERTED = literal_column("xmax = 0", Boolean)
+"""A row version that this statement made anew has no xmax; one that it updated was locked first, and has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upserted:
+    """What one upsert did. A key that was given twice counts once."""
+
+    inserted: int
+    updated: int
+    rows: Sequence[Row[*tuple[Any, ...]]] = ()
+    """Of each row the columns of `returning`, and `inserted` (bool). Empty unless they were asked for."""
+
+
+async def upsert(
+    session: AsyncSession,
+    into: Target,
+    columns: Sequence[TargetColumn],
+    rows: Iterable[Values],
+    *,
+    key: Sequence[TargetColumn | ColumnElement[Any]],
+    also: Mapping[TargetColumn, Any] | None = None,
+    returning: Sequence[TargetColumn] = (),
+) -> Upserted:
+    """Insert `rows`, or update those whose key is there already; of several rows with one key the last wins.
+
+    key: what a unique index is over, columns or expressions (`func.lower(User.email)`) of `columns`, not null.
+    also: what to set, beside the given columns or in their place, in a row that was there already.
+
+    Sent are a COPY into a temporary table and one INSERT … SELECT … ON CONFLICT, which takes the rows in the order of
+    their key, so that two upserts never wait for each other in a circle. Raises the driver's errors for a value that
+    its column can't hold, and SQLAlchemy's for the INSERT.
+    """
+    table = table_of(into)
+    chosen = columns_of(table, columns)
+    given = await stage(session, table, chosen, rows)
+    statement = _statement(table, chosen, given, [_plain(part) for part in key], also or {})
+    if returning:
+        answer = statement.returning(*columns_of(table, returning), INSERTED.label("inserted"))
+        found = (await session.execute(answer)).all()
+        inserted = sum(row.inserted for row in found)
+        return Upserted(inserted, len(found) - inserted, found)
+    done = statement.returning(INSERTED.label("inserted")).cte("done")
+    count = select(func.count().filter(done.c.inserted), func.count()).select_from(done)
+    inserted, total = (await session.execute(count)).one()
+    return Upserted(inserted, total - inserted)
+
+
+def _statement(
+    table: Table,
+    columns: Sequence[Column[Any]],
+    given: TableClause,
+    key: Sequence[ColumnElement[Any]],
+    also: Mapping[TargetColumn, Any],
+) -> Insert:
+    names = [column.name for column in columns]
+    over = [_of(given, part) for part in key]
+    last = select(*(given.c[name] for name in names)).ext(distinct_on(*over))
+    statement = insert(table).from_select(names, last.order_by(*over, given.c[POSITION].desc()))
+    fixed = {part.name for part in key if isinstance(part, Column)}
+    # To set a plain column of the key would take a stronger lock. Where there is nothing else, it is set all the same,
+    # so that the row is locked and counted.
+    changed = [name for name in names if name not in fixed] or names
+    new = {name: statement.excluded[name] for name in changed} | {
+        column.expression.name: value for column, value in also.items()
+    }
+    return statement.on_conflict_do_update(index_elements=key, set_=new)
+
+
+def _plain(part: "TargetColumn | ColumnElement[Any]") -> ColumnElement[Any]:
+    return part.expression if isinstance(part, InstrumentedAttribute) else part
+
+
+def _of(given: TableClause, expression: ColumnElement[Any]) -> ColumnElement[Any]:
+    """The same expression over the temporary table's columns."""
+
+    def replaced(element: Any, **_options: Any) -> Any:
+        return given.c[element.name] if isinstance(element, Column) else None
+
+    over_given: ColumnElement[Any] = replacement_traverse(expression, {}, replaced)
+    return over_given
