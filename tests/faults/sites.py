@@ -160,18 +160,18 @@ def _codes(code: CodeType) -> Iterator[tuple[Place, CodeType]]:
 def _functions(names: dict[str, Any], module: str) -> Iterator[FunctionType]:
     """Those written in a module or a class of it, below whatever decorates them."""
     for value in list(names.values()):
-        bare: Any = value
-        if isinstance(bare, property):
-            bare = bare.fget
-        elif isinstance(bare, cached_property):
-            bare = bare.func
-        elif isinstance(bare, classmethod | staticmethod):
-            bare = bare.__func__
-        while hasattr(bare, "__wrapped__"):
-            bare = bare.__wrapped__
+        bare = _bare(value)
         if getattr(bare, "__module__", None) != module:
             continue
         if isinstance(bare, FunctionType) and not bare.__code__.co_filename.startswith("<"):
             yield bare
         elif isinstance(bare, type):
             yield from _functions(dict(vars(bare)), module)
+
+
+def _bare(value: Any) -> Any:
+    of: dict[type, str] = {property: "fget", cached_property: "func", classmethod: "__func__", staticmethod: "__func__"}
+    bare = getattr(value, of[type(value)]) if type(value) in of else value
+    while hasattr(bare, "__wrapped__"):
+        bare = bare.__wrapped__
+    return bare
