@@ -55,7 +55,8 @@ async def update_many(
 def _in_order(columns: Sequence[Column[Any]], key: Sequence[Column[Any]], rows: Iterable[Values]) -> list[Values]:
     """The rows sorted by key, the last of each. In the statement this took the server 0.04 s more for 100,000 rows."""
     key_of = itemgetter(*(columns.index(each) for each in key))
-    last = {key_of(row): row for row in rows}
+    given = list(rows)
+    last = dict(zip(map(key_of, given), given, strict=True))
     return [last[each] for each in sorted(last)]
 
 
