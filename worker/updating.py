@@ -1,21 +1,17 @@
-"""Update many rows, each with values of its own: one UPDATE … FROM over arrays, or over a staged COPY."""
+"""Update many rows, each with values of its own: one UPDATE … FROM over arrays."""
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from operator import itemgetter
 from typing import Any, cast
 
-from sqlalchemy import ARRAY, Column, CursorResult, FromClause, Table, column, func, literal, select, update
+from sqlalchemy import ARRAY, Column, CursorResult, TableValuedAlias, column, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.copying import Target, TargetColumn, Values, columns_of, driver_in_transaction, table_of
-from worker.staging import POSITION, stage
 
 UNORDERED = ("enable_hashjoin", "enable_mergejoin", "enable_seqscan")
 """Without these a join with the rows of a subquery is a loop over them, one look into the index each."""
-
-STAGED_FROM = 10_000
-"""Rows from which a COPY into a temporary table is quicker than arrays (docs/adr/0017-bulk-writes.md)."""
 
 
 async def update_many(
@@ -25,9 +21,8 @@ async def update_many(
 
     columns: the primary key's, and those to set. Of several rows with one key the last wins; unknown keys are skipped.
 
-    Sent are one UPDATE … FROM unnest(…), with an array a column, or from 10,000 rows on a COPY into a temporary table
-    and one UPDATE … FROM that. Two short statements around it hold the planner to a loop over the rows in the order of
-    their key. So rows are locked in that order, and of two such
+    Sent are one UPDATE … FROM unnest(…), with an array a column, and two short statements around it: they hold the
+    planner to a loop over the rows in the order of their key. So rows are locked in that order, and of two such
     updates of the same rows one waits for the other, never in a circle. All rows are in memory at once: give some
     10,000 a call. Columns that are arrays themselves can't be set. Raises ValueError for wrong columns, and
     SQLAlchemy's errors.
@@ -41,7 +36,7 @@ async def update_many(
         raise ValueError(f"An update of {target.name} needs each column of its primary key ({names}) and one to set.")
     if arrays := [each.name for each in chosen if isinstance(each.type, ARRAY)]:
         raise ValueError(f"The column {arrays[0]!r} of {target.name} is an array; set it by an UPDATE of your own.")
-    given = await _given(session, target, chosen, _in_order(chosen, key, rows))
+    given = _given(chosen, _in_order(chosen, key, rows))
     statement = (
         update(target)
         .where(*(each == given.c[each.name] for each in key))
@@ -60,13 +55,8 @@ def _in_order(columns: Sequence[Column[Any]], key: Sequence[Column[Any]], rows: 
     return [last[each] for each in sorted(last)]
 
 
-async def _given(
-    session: AsyncSession, target: Table, columns: Sequence[Column[Any]], rows: Sequence[Values]
-) -> FromClause:
-    """The rows as something to select from, in their order."""
-    if len(rows) >= STAGED_FROM:
-        staged = await stage(session, target, columns, rows)
-        return select(staged).order_by(staged.c[POSITION]).subquery("given")
+def _given(columns: Sequence[Column[Any]], rows: Sequence[Values]) -> TableValuedAlias:
+    """The rows as a table."""
     by_column = zip(*rows, strict=True) if rows else ((),) * len(columns)
     arrays = [literal(values, ARRAY(each.type, dimensions=1)) for each, values in zip(columns, by_column, strict=True)]
     fields = [column(each.name, each.type) for each in columns]

@@ -165,11 +165,7 @@ async def test_an_upsert_counts_by_key_and_the_last_row_of_a_key_wins(engine: As
     assert await users(engine) == [("A@x", "Ay"), ("B@X", "Bee"), ("c@x", "C!")]
 
 
-@pytest.mark.parametrize("staged_from", [1, 10_000])
-async def test_an_update_sets_each_row_by_key_and_skips_unknown_keys(
-    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, staged_from: int
-) -> None:
-    monkeypatch.setattr("worker.updating.STAGED_FROM", staged_from)
+async def test_an_update_sets_each_row_by_key_and_skips_unknown_keys(engine: AsyncEngine) -> None:
     async with AsyncSession(engine) as session, session.begin():
         await copy_rows(session, User, COLUMNS, [("a@x", "A"), ("b@x", "B")])
         ids = (await session.scalars(select(User.id).order_by(User.id))).all()
@@ -188,14 +184,10 @@ async def test_an_update_with_wrong_columns_is_refused(engine: AsyncEngine, colu
             await update_many(session, User, columns, [])
 
 
-@pytest.mark.parametrize("staged_from", [1, 10_000])
-async def test_two_updates_of_the_same_rows_in_opposite_order_never_deadlock(
-    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, staged_from: int
-) -> None:
+async def test_two_updates_of_the_same_rows_in_opposite_order_never_deadlock(engine: AsyncEngine) -> None:
     """Both meet a row in the middle that is locked. Were they to take their rows as given, each would then hold what
     the other waits for.
     """
-    monkeypatch.setattr("worker.updating.STAGED_FROM", staged_from)
     async with AsyncSession(engine) as session, session.begin():
         await copy_rows(session, User, COLUMNS, [(f"{number}@x", "?") for number in range(101)])
         ids = (await session.scalars(select(User.id).order_by(User.id))).all()
