@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tests.cli.conftest import APP
+from tests.cli.conftest import APP, run_command
 from worker.cli.commands import make_cli
 
 # Those that end by themselves; `run`, `dev` and `demo` check their options as these do.
@@ -41,3 +41,25 @@ def test_a_command_line_ends_with_an_exit_code_and_a_sentence(
 
 
 pytestmark = pytest.mark.leaves_keys("`enqueue --direct` leaves jobs")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["show", "W"], ["cancel", "W"], ["discard", "W"], ["replay", "W"], ["replay", "--name", "W"], ["W"]),
+        *(["runs", "--error", "W"], ["resume", "--queue", "W"], ["enqueue", "tests.greet", "--json", '{"name": "W"}']),
+    ],
+    ids=" ".join,
+)
+def test_what_is_no_utf_8_is_wrong_usage(words: list[str]) -> None:
+    told = run_command(*(word.replace("W", "caf\udce9") for word in words), exit_code=2).stderr
+    assert f"argument {len(words)} is no UTF-8; give it in UTF-8" in told
+    assert "caf" not in told
+
+
+@pytest.mark.parametrize("at", ["0001-01-01T00:00+23:59", "9999-12-31T23:59:59-23:59"])
+@pytest.mark.parametrize("way", [[], ["--direct"]])
+def test_a_time_beyond_the_calendar_is_wrong_usage(database_url: str, redis_url: str, at: str, way: list[str]) -> None:
+    env = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "WORKER_APP": APP}
+    told = run_command("enqueue", "tests.ping", "--at", at, *way, exit_code=2, **env).stderr
+    assert "in UTC is before year 1 or after 9999" in told
