@@ -47,12 +47,12 @@ async def driver_in_transaction(session: AsyncSession) -> Driver:
     survive the session's rollback.
     Raises RuntimeError where no transaction can be opened (AUTOCOMMIT), and SessionMisuse in a handler's second task.
     """
+    guard: Guard | None = session.info.get(GUARD)
+    if guard is not None:
+        guard.refuse_other_tasks()
     await session.flush()
     connection = await session.connection()
     driver = cast("Driver", (await connection.get_raw_connection()).driver_connection)
-    guard: Guard | None = connection.sync_connection.get_execution_options().get(GUARD)  # type: ignore[union-attr]  # it is connected
-    if guard is not None:
-        guard.refuse_other_tasks()
     if not driver.is_in_transaction():
         await connection.execute(select(1))
         if not driver.is_in_transaction():

@@ -11,9 +11,8 @@ from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.types import TypeEngine
 
-from worker.database import Driver
+from worker.copying import driver_in_transaction
 from worker.errors import Permanent
-from worker.guard import GUARD, Guard
 from worker.shield import in_thread
 
 Ts = TypeVarTuple("Ts")
@@ -80,7 +79,8 @@ async def copy_ndjson(
 
 
 async def _copy(session: AsyncSession, statement: AnySelect, write: Write, piece_bytes: int, **form: Any) -> int:
-    connection, driver = await opened(session)
+    driver = await driver_in_transaction(session)
+    connection = await session.connection()
     gathered: list[bytes] = []
     size = 0
 
@@ -102,24 +102,6 @@ async def _copy(session: AsyncSession, statement: AnySelect, write: Write, piece
     if gathered:
         await give()
     return int(tag.removeprefix("COPY "))
-
-
-async def opened(session: AsyncSession) -> tuple[AsyncConnection, Driver]:
-    """The session's connection and the driver's side of it, with all pending flushed and the transaction open.
-
-    SQLAlchemy sends BEGIN with a transaction's first statement; what went straight to the driver before would commit by
-    itself. Raises SessionMisuse in a second task.
-    """
-    guard: Guard | None = session.info.get(GUARD)
-    if guard is not None:
-        guard.refuse_other_tasks()
-    if session.autoflush:
-        await session.flush()
-    connection = await session.connection()
-    driver: Any = (await connection.get_raw_connection()).driver_connection
-    if not driver.is_in_transaction():
-        await connection.exec_driver_sql("select 1")
-    return connection, driver
 
 
 def _literally(connection: AsyncConnection, statement: AnySelect) -> str:

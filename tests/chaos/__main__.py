@@ -44,7 +44,6 @@ def chaos(
     seed = random.SystemRandom().randrange(1_000_000) if seed is None else seed
     options = Options(seed, orders, faults, minutes, lease)
     folder = Path(tempfile.mkdtemp(prefix="ratchet-chaos-"))
-    folder.chmod(0o755)
     dice = random.Random(f"secrets {seed}")
     secrets = Secrets(f"pw{dice.getrandbits(64):x}", f"tk{dice.getrandbits(64):x}")
     console = Console(stderr=json)

@@ -158,10 +158,7 @@ def postgres_url(secrets: Secrets, proxy: Proxy) -> str:
 @asynccontextmanager
 async def staged(folder: Path, secrets: Secrets, processes: Sequence[int], *, lease_s: float) -> AsyncGenerator[Stage]:
     """Servers that run, a shop that is open, and workers that aren't started yet."""
-    hba = folder / "pg_hba.conf"
-    hba.write_text("local all postgres trust\nlocal all all scram-sha-256\n")
-    hba.chmod(0o644)
-    postgres = EmbeddedPostgres(durable=False, options={**OPTIONS, "hba_file": str(hba)})
+    postgres = EmbeddedPostgres(durable=False, options=OPTIONS)
     valkey = EmbeddedValkey()
     crew: list[Member] = []
     lines: list[Proxy] = []
@@ -204,6 +201,8 @@ def _environment(secrets: Secrets, to_postgres: Proxy, to_valkey: Proxy, lease_s
 
 
 def _open_shop(postgres: EmbeddedPostgres, secrets: Secrets) -> None:
+    Path(postgres.psql("show hba_file")).write_text("local all postgres trust\nlocal all all scram-sha-256\n")
+    postgres.psql("select pg_reload_conf()")
     postgres.psql(f"create role {ROLE} login createrole password '{secrets.password}'")
     postgres.psql(f"create database {DATABASE} owner {ROLE}")
     # psql and the migrations go through the socket, as the administrator; the tables become the workers'.

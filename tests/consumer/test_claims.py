@@ -207,8 +207,10 @@ async def test_what_a_lease_ran_out_under_is_a_suspect_until_it_comes_through(re
     again = [PutBack(first), PutBack(second, timedelta(milliseconds=1)), PutBack(third, cleared=True)]
     assert await claims.settle(again) == [True] * 3
 
+    due_ms = await now_ms(redis) + 1
+
     async def is_due() -> bool:
-        return await now_ms(redis) > first.claimed_ms + 1
+        return await now_ms(redis) > due_ms
 
     await wait_until(is_due)
     taken = await claims.take([QUEUE], 5, "last")

@@ -16,10 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import Bench, Note, Taken, effect
 from worker.bulk import copy_csv, copy_ndjson, stream
+from worker.copying import driver_in_transaction
 from worker.errors import Permanent
 from worker.handler import Handler
 from worker.outcome import Completed, Retrying
-from worker.streaming import opened
 
 NASTY = ['"', "\\", "\\.", "\\N", "a,b", "a\r\nb", "\t\x01\x02\x7f", "", " ", "é💶", "%s :x $1", "null"]
 N = func.generate_series(1, 5_000).table_valued("n", name="numbers").render_derived().columns.n
@@ -169,7 +169,7 @@ async def test_a_second_task_is_told(bench: Bench) -> None:
 async def test_what_goes_straight_to_the_driver_is_rolled_back_with_the_session(bench: Bench) -> None:
     """asyncpg's COPY on a connection whose transaction SQLAlchemy hasn't begun yet would commit by itself."""
     async with AsyncSession(bench.engine) as session:
-        _, driver = await opened(session)
+        driver = await driver_in_transaction(session)
         await driver.copy_records_to_table("taken", records=[("left behind",)])
         await session.rollback()
     assert await names(bench) == []

@@ -12,6 +12,7 @@ from signal import SIGINT, SIGTERM
 from typing import Annotated, cast
 
 import typer
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.app import App
@@ -19,6 +20,8 @@ from worker.broker import connect_broker
 from worker.cli.endings import FAILED, WRONG, Refusal, ending
 from worker.cli.loading import load_app
 from worker.cli.reach import engine_of, reach_database, reach_redis
+from worker.database import DatabaseAway
+from worker.faults import is_lost_connection
 from worker.garbage import settle_heap
 from worker.lifeline import hold_on
 from worker.migrate import missing_versions
@@ -126,11 +129,26 @@ async def ready(app: App, settings: Settings, patience: timedelta | None = None)
     engine = engine_of(settings, pool_size=1)
     try:
         await reach_database(engine, patience)
-        await check_versions(engine, app)
+        while not await _are_checked(engine, app, patience):
+            await reach_database(engine, patience)
         await reach_redis(redis, patience)
     finally:
         await engine.dispose()
         await redis.aclose()
+
+
+async def _are_checked(engine: AsyncEngine, app: App, patience: timedelta | None) -> bool:
+    """Whether the versions could be read. False: the connection was lost, and patience has no end.
+
+    Raises as `check_versions` does. A supervisor would take that end for a refusal, and end all of its processes.
+    """
+    try:
+        await check_versions(engine, app)
+    except (DBAPIError, DatabaseAway) as error:
+        if patience is not None or not is_lost_connection(error) or getattr(error, "refused", False):
+            raise
+        return False
+    return True
 
 
 async def check_versions(engine: AsyncEngine, app: App) -> None:

@@ -118,7 +118,7 @@ def start_of(number: int, delivery: Delivery, message: bytes) -> Start:
 def end_of(number: int, report: Report) -> Ended:
     """What the worker has to know of a report."""
     fields: dict[str, Any] = asdict(report.outcome)
-    if "delay" in fields:
+    if fields.get("delay") is not None:
         fields["delay"] = fields["delay"].total_seconds()
     adopted = None if report.adopted is None else report.adopted.decode("latin-1")
     times = report.started_ms, report.finished_ms
@@ -128,7 +128,7 @@ def end_of(number: int, report: Report) -> Ended:
 def report_of(ended: Ended, message: Message) -> Report:
     """The report that the child made."""
     fields: dict[str, Any] = dict(ended.fields)
-    if "delay" in fields:
+    if fields.get("delay") is not None:
         fields["delay"] = timedelta(seconds=fields["delay"])
     outcome: Outcome = OUTCOMES[ended.outcome](**fields)
     adopted = None if ended.adopted is None else ended.adopted.encode("latin-1")

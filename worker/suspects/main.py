@@ -59,9 +59,10 @@ async def serve(app: App, settings: Settings, observer: Observer, channel: socke
     """Run what comes through `channel` until it is closed."""
     tell_loop_errors(asyncio.get_running_loop())
     reader, writer = await asyncio.open_connection(sock=channel)
-    engine = create_engine(settings.database_url.get_secret_value(), pool_size=COMPANY + HELPERS)
+    url = settings.database_url.get_secret_value()
+    engine = create_engine(url, pool_size=COMPANY + HELPERS, pgbouncer=settings.pgbouncer)
     availability = Availability(engine)
-    executor = Executor(app.handlers, engine, observer, availability, worker_name())
+    executor = Executor(app.handlers, engine, observer, availability, worker_name(), ceiling=settings.ceiling)
     ward = _Ward(executor, observer, lambda frame: writer.write(frames.pack(frame)))
     try:
         with lag_watched():
