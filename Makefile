@@ -34,6 +34,12 @@ bench: $(READY) .bench/.ready $(PEERS:%=.bench/peers/%/.ready) ## Measure agains
 chaos: $(READY) ## Break workers, servers and lines while 10,000 orders go through, and judge (ARGS='--seed 1 --orders 500 …'; --help)
 	$(BIN)/python -m tests.chaos $(ARGS)
 
+.PHONY: fuzz
+fuzz: .fuzz/.ready ## Look for bytes that the decoder or the import can't take, guided by coverage (ARGS=-max_total_time=300; 30 s each)
+	@mkdir -p .fuzz/found
+	for target in messages files; do .fuzz/venv/bin/python -m tests.fuzz.guided $$target \
+		-max_total_time=30 -artifact_prefix=.fuzz/found/ $(ARGS) || exit; done
+
 .PHONY: lint
 lint: $(READY) ## Check style, format, types and import rules
 	$(BIN)/ruff check
@@ -51,6 +57,7 @@ lock: $(UV) ## Write requirements/*.txt anew from pyproject.toml (ARGS=--upgrade
 	$(COMPILE) $(ARGS) pyproject.toml requirements/arq-tests.in \
 		--constraints requirements/runtime.txt -o requirements/arq-tests.txt
 	$(COMPILE) --no-deps requirements/arq-sdist.in --constraints requirements/runtime.txt -o requirements/arq-sdist.txt
+	$(COMPILE) $(ARGS) pyproject.toml --extra fuzz --constraints requirements/runtime.txt -o requirements/fuzz.txt
 	$(COMPILE) $(ARGS) pyproject.toml --extra bench --constraints requirements/dev.txt -o requirements/bench.txt
 	for peer in $(PEERS); do $(COMPILE) $(ARGS) bench/peers/$$peer/requirements.in -o bench/peers/$$peer/requirements.txt || exit; done
 
@@ -74,6 +81,12 @@ $(READY): $(UV) requirements/dev.txt pyproject.toml
 		--no-deps --no-binary arq --no-build-isolation --dest .arq
 	mkdir .arq/sdist
 	tar -xzf .arq/arq-*.tar.gz -C .arq/sdist --strip-components 1
+	@touch $@
+
+# atheris has wheels for some Pythons only, so nothing else may need it.
+.fuzz/.ready: $(UV) requirements/fuzz.txt
+	$(UV) venv --quiet --clear --python $(BIN)/python .fuzz/venv
+	$(UV) pip install --quiet --python .fuzz/venv/bin/python --require-hashes -r requirements/fuzz.txt
 	@touch $@
 
 # The plots' library, and an environment for each peer: none of them is needed for anything else.

@@ -104,6 +104,8 @@ class _Failed:
     async def commit(self) -> None:
         raise self._error
 
+    rollback = commit
+
 
 _ISOLATION: dict[Isolation, Any] = {
     "READ COMMITTED": "read_committed",

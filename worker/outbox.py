@@ -4,7 +4,7 @@ import hashlib
 import re
 import time
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import func
@@ -91,12 +91,15 @@ def coalescing_id(name: str, key: str) -> str:
 
 
 def checked_at(delay: timedelta | None, at: datetime | None) -> datetime | None:
-    """`at`, or a ValueError where it has no time zone or excludes a delay."""
+    """`at` in UTC, or a ValueError where it has no time zone, lies outside the calendar, or excludes a delay."""
     if delay is not None and at is not None:
         raise ValueError("enqueue got both delay and at; give one of them.")
     if at is not None and at.tzinfo is None:
         raise ValueError(f"enqueue got at={at}, which has no time zone; give an aware time.")
-    return at
+    try:
+        return at and at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"enqueue got at={at}, which in UTC is before year 1 or after 9999; give another.") from None
 
 
 def checked_job_id(job_id: str) -> str:

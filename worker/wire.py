@@ -52,8 +52,8 @@ def encode(message: Message) -> bytes:
     encoded = _encode(message)
     if len(encoded) > MAX_MESSAGE_BYTES:
         raise ValueError(
-            f"The message of {message.name} has {len(encoded):,} bytes; the limit is {MAX_MESSAGE_BYTES:,}: "
-            "send fewer headers."
+            f"The message of {message.name} has {len(encoded):,} bytes as it is written; the limit is "
+            f"{MAX_MESSAGE_BYTES:,}: send fewer headers, and large numbers as text."
         )
     return encoded
 
@@ -118,7 +118,11 @@ def _decode(raw: bytes) -> Message:
     if b"Infinity" in payload:
         # 1e400 is JSON, but beyond a double; written again it would be none.
         from_json(payload, allow_inf_nan=False)
-    return Message(name, payload, enqueued_ms, body.get("o") == 1, _texts(headers))
+    message = Message(name, payload, enqueued_ms, body.get("o") == 1, _texts(headers))
+    if len(raw) + len(payload) > MAX_PAYLOAD_BYTES:
+        # 1E15 is 4 bytes and is written again as 18. What nobody could read the next time isn't taken now.
+        encode(message)
+    return message
 
 
 def _texts(headers: object) -> dict[str, str]:

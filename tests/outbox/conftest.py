@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 from arq.connections import ArqRedis
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tests.outbox.hands import Hands, Stage
 from tests.support.leaks import connection_leaks
@@ -78,3 +78,20 @@ def psql(postgres: EmbeddedPostgres, outbox_database: str, engine: AsyncEngine) 
         return postgres.psql(*statements, database=outbox_database)
 
     return psql
+
+
+@pytest.fixture
+async def producer(engine: AsyncEngine, database_url: str) -> AsyncIterator[AsyncConnection]:
+    """A connection as somebody who has the role worker_producer and nothing else."""
+    async with engine.begin() as connection:
+        for statement in (
+            "drop role if exists sql_producer",
+            "create role sql_producer login in role worker_producer",
+        ):
+            await connection.execute(text(statement))
+    theirs = create_engine(database_url.replace("postgres@", "sql_producer@"), pool_size=1)
+    async with theirs.connect() as connection:
+        yield connection
+    await theirs.dispose()
+    async with engine.begin() as connection:
+        await connection.execute(text("drop role sql_producer"))

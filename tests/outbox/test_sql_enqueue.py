@@ -2,37 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from uuid import UUID
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tests.outbox.conftest import Psql
 from tests.outbox.hands import Hands, Play
-from worker.database import create_engine
 from worker.dev import EmbeddedServerError
 from worker.outbox import coalescing_id
 from worker.wire import Message, decode
-
-
-@pytest.fixture
-async def producer(engine: AsyncEngine, database_url: str) -> AsyncIterator[AsyncConnection]:
-    """A connection as somebody who has the role worker_producer and nothing else."""
-    async with engine.begin() as connection:
-        for statement in (
-            "drop role if exists sql_producer",
-            "create role sql_producer login in role worker_producer",
-        ):
-            await connection.execute(text(statement))
-    theirs = create_engine(database_url.replace("postgres@", "sql_producer@"), pool_size=1)
-    async with theirs.connect() as connection:
-        yield connection
-    await theirs.dispose()
-    async with engine.begin() as connection:
-        await connection.execute(text("drop role sql_producer"))
 
 
 async def test_psql_alone_enqueues_in_a_transaction_that_commits(hands: Hands, psql: Psql) -> None:
@@ -150,27 +131,6 @@ async def test_the_role_worker_producer_may_enqueue(producer: AsyncConnection, h
     await producer.commit()
     await hands.work()
     assert await hands.applied() == ["theirs"]
-
-
-TABLES = ("outbox", "run", "attempt", "reject", "cron_tick", "pause", "relay_state", "alembic_version")
-FORBIDDEN = (
-    *(f"{verb} worker.{table}" for table in TABLES for verb in ("select from", "delete from", "truncate")),
-    "insert into worker.outbox (id, enqueued_ms, name, queue, message) values ('x', 1, 'x', 'x', '')",
-    "update worker.outbox set due_at = now()",
-    "select last_value from worker.outbox_seq_seq",
-    "select nextval('worker.outbox_seq_seq')",
-    "create table worker.mine (x int)",
-    "create function worker.mine() returns int language sql as 'select 1'",
-    "drop function worker.enqueue",
-    "alter table worker.outbox disable trigger notify",
-)
-
-
-async def test_the_role_worker_producer_may_do_nothing_else(producer: AsyncConnection) -> None:
-    for statement in FORBIDDEN:
-        with pytest.raises(DBAPIError, match=r"permission denied|must be owner"):
-            await producer.execute(text(statement))
-        await producer.rollback()
 
 
 async def test_usage_and_execute_are_all_that_the_role_was_granted(hands: Hands) -> None:

@@ -66,6 +66,13 @@ class Commands(TyperGroup):
         command.params += _made("options", _options).params
         return command
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raises BadParameter for an argument that is no UTF-8, and doesn't quote it: it may be a payload."""
+        for number, argument in enumerate(args, start=1):
+            if any("\ud800" <= sign <= "\udfff" for sign in argument):
+                raise typer.BadParameter(f"argument {number} is no UTF-8; give it in UTF-8", ctx)
+        return super().parse_args(ctx, args)
+
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the command line and end the process; wrong usage is one sentence too, with 2."""
         try:
