@@ -34,6 +34,10 @@ bench: $(READY) .bench/.ready $(PEERS:%=.bench/peers/%/.ready) ## Measure agains
 chaos: $(READY) ## Break workers, servers and lines while 10,000 orders go through, and judge (ARGS='--seed 1 --orders 500 …'; --help)
 	$(BIN)/python -m tests.chaos $(ARGS)
 
+.PHONY: faults
+faults: $(READY) ## Strike a worker at every await in one way, for minutes (FAULTS=all: in every way; ARGS=… go to pytest)
+	FAULTS=$(or $(FAULTS),one) $(BIN)/pytest -n 0 -s tests/faults $(ARGS)
+
 .PHONY: fuzz
 fuzz: .fuzz/.ready ## Look for bytes that the decoder or the import can't take, guided by coverage (ARGS=-max_total_time=300; 30 s each)
 	@mkdir -p .fuzz/found

@@ -44,6 +44,7 @@ from worker.shield import cancel_all
 from worker.suspects.death import Deaths
 from worker.suspects.quarantine import Quarantine
 from worker.ticker import Ticker
+from worker.vital import Vital
 from worker.wake import listen_for_wakes
 
 
@@ -57,11 +58,17 @@ class Services:
     relay: Relay
     executor: Executor
     pauses: Pauses
+    vital: Vital
 
 
 @asynccontextmanager
-async def services(app: App, settings: Settings, observer: Observer, *, pushed: Any) -> AsyncGenerator[Services]:
-    """Engine, Redis, relay and schedule, running. `pushed` is told when the relay has sent something."""
+async def services(
+    app: App, settings: Settings, observer: Observer, *, pushed: Any, end: Callable[[], object]
+) -> AsyncGenerator[Services]:
+    """Engine, Redis, relay and schedule, running.
+
+    `pushed` is told when the relay has sent something; `end` asks for an orderly stop, since a part has failed.
+    """
     database_url = settings.database_url.get_secret_value()
     engine = create_engine(database_url, pool_size=settings.connections, pgbouncer=settings.pgbouncer)
 
@@ -76,16 +83,17 @@ async def services(app: App, settings: Settings, observer: Observer, *, pushed: 
     relay = Relay(engine, redis, availability, observer, pushed=pushed, pace=pace)
     executor = Executor(app.handlers, engine, observer, availability, worker_name(), ceiling=settings.ceiling)
     pauses = Pauses(engine, availability, observer)
-    parts = [relay.run(), Ticker(engine, app.schedule, availability, observer).run()]
+    vital = Vital(observer, end)
+    parts = {"relay": relay.run(), "ticker": Ticker(engine, app.schedule, availability, observer).run()}
     if settings.listens_at is not None:  # else relay and pauses look for themselves
         wakes = {OUTBOX_CHANNEL: relay.wake, PAUSE_CHANNEL: pauses.wake}
-        parts.append(listen(settings.listens_at.get_secret_value(), wakes, f"{APPLICATION} listen"))
+        parts["listen"] = listen(settings.listens_at.get_secret_value(), wakes, f"{APPLICATION} listen")
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.dispose)
         stack.push_async_callback(redis.aclose)
         stack.push_async_callback(availability.close)
-        stack.push_async_callback(cancel_all, [asyncio.create_task(part) for part in parts])
-        yield Services(engine, redis, availability, relay, executor, pauses)
+        stack.push_async_callback(cancel_all, [vital.start(*part) for part in parts.items()])
+        yield Services(engine, redis, availability, relay, executor, pauses, vital)
 
 
 async def run_worker(
@@ -96,7 +104,7 @@ async def run_worker(
     `child`: the command that starts a child for suspects; without one they run here, as all others.
 
     Both servers may be away, now and at any time: it waits for them. Raises SystemExit where a job outlived its timeout
-    and its grace, and the process has to go.
+    and its grace, or a vital part failed, and the process has to go.
     """
     try:
         await _run_worker(app, settings, observer, burst=burst, child=child)
@@ -114,23 +122,18 @@ async def _run_worker(
         if worker is not None:
             worker.wake()
 
+    def end() -> None:
+        if worker is not None:
+            worker.handle_sig(SIGTERM)
+
     grace, lease = timedelta(seconds=settings.shutdown_grace), timedelta(seconds=settings.lease)
     async with (
-        services(app, settings, observer, pushed=pushed) as parts,
+        services(app, settings, observer, pushed=pushed, end=end) as parts,
         _executing(parts, app, observer, child, grace + lease) as execute,
     ):
 
         async def look_for_database(_ctx: dict[Any, Any]) -> None:
             await parts.availability.check()
-
-        async def refill() -> bool:
-            try:
-                return await parts.relay.drain() > 0
-            except (DBAPIError, DatabaseAway) as error:
-                if not is_lost_connection(error):
-                    raise
-                await parts.availability.check()
-                return True
 
         limits = Limits(gates(app.handlers))
 
@@ -151,7 +154,7 @@ async def _run_worker(
                 execute=execute,
                 may_claim=lambda: parts.availability.is_up() and parts.pauses.are_known(),
                 acknowledged=parts.relay.acknowledged,
-                refill=refill,
+                refill=partial(_refill, parts),
                 fault=partial(observer.fault, "consumer"),
                 abandon=partial(os._exit, os.EX_SOFTWARE),
                 leases=leases,
@@ -168,20 +171,31 @@ async def _run_worker(
             job_completion_wait=settings.shutdown_grace,
             health_check_interval=BEAT_EVERY_S,
         )
-        beside: list[Coroutine[Any, Any, None]] = [
-            listen_for_wakes(parts.redis, worker.wake),
-            parts.pauses.run(pauses_changed),
-        ]
+        beside: dict[str, Coroutine[Any, Any, None]] = {
+            "wake": listen_for_wakes(parts.redis, worker.wake),
+            "pauses": parts.pauses.run(pauses_changed),
+        }
         if not burst:  # which ends by itself, and only when nothing is left to do
-            beside.append(recycle_when_due(worker, settings.max_jobs, settings.max_rss_mb))
-        tasks = [asyncio.create_task(part) for part in beside]
+            beside["recycling"] = recycle_when_due(worker, settings.max_jobs, settings.max_rss_mb)
+        tasks = [parts.vital.start(*part) for part in beside.items()]
         try:
             with lag_watched():
                 await worker.serve()
         finally:
             await cancel_all(tasks)
-    if leases.are_overdue:
+    if leases.are_overdue or parts.vital.has_failed:
         sys.exit(os.EX_SOFTWARE)  # it ended in order, but a supervisor that restarts failures alone must restart it
+
+
+async def _refill(parts: Services) -> bool:
+    """Whether there may be more to do: the relay sent something, or PostgreSQL is away."""
+    try:
+        return await parts.relay.drain() > 0
+    except (DBAPIError, DatabaseAway) as error:
+        if not is_lost_connection(error):
+            raise
+        await parts.availability.check()
+        return True
 
 
 @asynccontextmanager

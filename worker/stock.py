@@ -5,6 +5,7 @@ arq's command always builds arq's own Worker, so the jobs appear as plain arq fu
 
 import asyncio
 import os
+import signal
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -78,7 +79,8 @@ async def _start(app: App, ctx: dict[str, Any]) -> None:
     settings = load_settings()
     observers = start_reporting(settings, app.schedule)
     tell_loop_errors(asyncio.get_running_loop())
-    parts = await stack.enter_async_context(services(app, settings, observers, pushed=lambda: None))
+    end = partial(signal.raise_signal, signal.SIGTERM)
+    parts = await stack.enter_async_context(services(app, settings, observers, pushed=lambda: None, end=end))
     ctx[SERVICES] = (stack, parts.executor)
 
 

@@ -65,6 +65,7 @@ LEFT_OUT = {
     "stock": "the stock arq command: no leases; tests/consumer/test_stock_command.py",
     "supervisor": "starts processes and knows no job",
     "testing": "a kit for tests",
+    "vital": "watches over relay, schedule and pauses, which are struck; tests/consumer/test_vital.py",
     "wake": "a word that may be lost; the poll is the net",
 }
 

@@ -1,8 +1,8 @@
 """A worker to be struck, the servers it works on, and the judge who reads nothing but these."""
 
 import asyncio
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,7 +65,7 @@ class Stage:
         context = copy_context()
         context.run(VICTIM.set, self.victim)
         running = runtime.run_worker(self.app, load_settings(**self.settings), Observers(), burst=self.burst)
-        self._task = asyncio.get_running_loop().create_task(running, name="victim", context=context)
+        self._task = asyncio.get_running_loop().create_task(_process(running), name="victim", context=context)
         self.victim.stop = partial(_stop_once, self._task)
 
     def strike(self, strikes: Sequence[Strike]) -> None:
@@ -228,6 +228,12 @@ def _of_victim() -> Victim:
     victim = VICTIM.get()
     assert victim is not None
     return victim
+
+
+async def _process(running: Coroutine[Any, Any, None]) -> None:
+    """Its exit code ends the worker, not the test's loop; the next one is started as a supervisor would."""
+    with suppress(SystemExit):
+        await running
 
 
 def _stop_once(task: "asyncio.Task[None]") -> None:
