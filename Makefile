@@ -20,7 +20,7 @@ demo: $(READY) ## Run a shop's jobs on embedded servers, kill a worker, count wh
 
 .PHONY: test
 test: $(READY) .arq/.ready ## Run every test against embedded PostgreSQL and Valkey (ARGS=… go to pytest)
-	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n 4 --dist loadgroup $(ARGS)
 
 .PHONY: dev
 dev: $(READY) ## Run the embedded servers and a worker until Ctrl-C

@@ -17,6 +17,7 @@ from worker.dev import EmbeddedPostgres
 from worker.reporting.observer import Observers
 from worker.reporting.trace import CRON_HEADER
 from worker.schedule import Cron
+from worker.shield import cancel_all
 from worker.ticker import Ticker
 from worker.wire import Message, decode
 
@@ -59,9 +60,7 @@ async def running(*tickers: Ticker) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(tasks)
 
 
 async def test_a_tick_is_enqueued_in_one_transaction_with_its_note(hands: Hands) -> None:

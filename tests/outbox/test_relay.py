@@ -28,6 +28,7 @@ from worker.push import Pusher
 from worker.queue import Queue
 from worker.relay import CHANNEL, Pace, Relay, listen
 from worker.reporting.observer import Observers
+from worker.shield import cancel_all
 from worker.wire import Message, decode, encode
 
 
@@ -37,8 +38,7 @@ async def running(relay: Relay) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancel_all([task])
 
 
 def patient(hands: Hands, poll: timedelta) -> Relay:

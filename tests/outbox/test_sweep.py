@@ -19,6 +19,7 @@ from worker.outcome import Completed
 from worker.push import Pusher
 from worker.relay import Pace, Relay
 from worker.reporting.observer import Observers
+from worker.shield import cancel_all
 from worker.sweep import Sweep
 
 HALF_A_MINUTE = timedelta(seconds=30)
@@ -171,8 +172,7 @@ async def test_a_relay_sweeps_at_once_after_a_push_that_failed(hands: Hands, red
         return bool(await hands.redis.zcard("arq:queue"))
 
     await wait_until(it_is_queued)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await cancel_all([task])
     await hands.work()
     assert await hands.applied() == ["once"]
 
