@@ -91,6 +91,8 @@ async def waiting_for_a_row(other: Bench, backends: int) -> AsyncGenerator[None]
     async with AsyncExitStack() as stack:
         connections = [await stack.enter_async_context(other.engine.connect()) for _ in range(1 + backends)]
         query = text("select * from taken for update")
+        for each in connections:  # the engine's own would end the wait
+            await each.execute(text("set local lock_timeout = 0"))
         await connections[0].execute(query)
         tasks = [asyncio.create_task(each.execute(query)) for each in connections[1:]]
 
