@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 from tests.runtime.bench import Bench, Count, Grip, effect
 from tests.support.waiting import wait_until
@@ -94,18 +94,23 @@ async def waiting_for_a_row(other: Bench, backends: int) -> AsyncGenerator[None]
         for each in connections:  # the engine's own would end the wait
             await each.execute(text("set local lock_timeout = 0"))
         await connections[0].execute(query)
-        tasks = [asyncio.create_task(each.execute(query)) for each in connections[1:]]
+
+        async def wait(connection: AsyncConnection) -> None:
+            await connection.execute(query)
+            await connection.rollback()
+
+        tasks = [asyncio.create_task(wait(each)) for each in connections[1:]]
 
         async def all_wait() -> bool:
             waiting = await other.one("select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
             return int(waiting[0]) == backends
 
         await wait_until(all_wait)
-        yield
-        await connections[0].rollback()
-        for connection, task in zip(connections[1:], tasks, strict=True):
-            await task
-            await connection.rollback()
+        try:
+            yield
+        finally:
+            await connections[0].rollback()
+            await asyncio.gather(*tasks)
 
 
 async def test_waiting_locks_hold_it_back(bench: Bench, other: Bench) -> None:
