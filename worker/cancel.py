@@ -66,7 +66,13 @@ select r.id, r.name, r.queue, r.enqueued_ms, r.from_outbox, (
 ) as message
 from worker.run as r where id = :id and finished_at is null order by created_at desc, enqueued_ms desc limit 1
 """)
-_UNFINISHED_PARTS = text("select id from worker.run where parent_id = :id and finished_at is null order by id")
+# Of the one that was just cancelled: an older job of the same id may still be at work.
+_UNFINISHED_PARTS = text("""
+select id from worker.run where parent_id = :id and finished_at is null and exists (
+    select from worker.run as parent where parent.id = :id and parent.enqueued_ms = run.enqueued_ms
+        and parent.status = 'cancelled'
+) order by id
+""")
 _IS_KNOWN = text("select exists (select from worker.run where id = :id and enqueued_ms = :ms)")
 
 _CANCEL = text("""

@@ -174,7 +174,8 @@ def _keep_alive(connection: Driver) -> None:
 
 def application_name(pid: int, application: str = APPLICATION) -> str:
     """How the connections of a process of this host are called in pg_stat_activity, which keeps 63 bytes of it."""
-    return f"{application} {socket.gethostname()}:{pid}"[:63]
+    process = f":{pid}"  # which must not be what is cut off: another's connections would be taken for its own
+    return f"{application} {socket.gethostname()}"[: 63 - len(process)] + process
 
 
 def create_engine(url: str, *, pool_size: int, application: str = APPLICATION, pgbouncer: bool = False) -> AsyncEngine:

@@ -89,11 +89,12 @@ with ended as (
     select id, coalesce(message, :message) as message from worker.run
     where parent_id = :id and enqueued_ms = :ms and status in ('dead', 'cancelled') for update
 ), again as (
-    update worker.run as part set status = 'waiting', attempt = 0, next_at = null, error = null, message = null,
-        finished_at = null
+    update worker.run as part set status = 'waiting', attempt = 0, next_at = cast(:due_at as timestamptz),
+        error = null, message = null, finished_at = null
     from ended where part.id = ended.id and part.enqueued_ms = :ms returning part.id, ended.message
 )
-insert into worker.outbox (id, enqueued_ms, name, queue, message) select id, :ms, :name, :queue, message from again
+insert into worker.outbox (id, enqueued_ms, name, queue, message, due_at)
+select id, :ms, :name, :queue, message, coalesce(cast(:due_at as timestamptz), now()) from again
 """)
 _DISCARD = text("""
 update worker.run set status = 'discarded', finished_at = clock_timestamp()

@@ -5,6 +5,7 @@ transaction mode. One that is kept and emptied was no quicker (docs/adr/0017-bul
 """
 
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from typing import Any
 
 from sqlalchemy import BigInteger, Column, Table, TableClause, column, table
@@ -14,7 +15,7 @@ from worker.copying import Values, adapted, driver_in_transaction
 
 POSITION = "ratchet_position"
 """The column that counts the rows from 0, as they were given."""
-LONGEST_NAME = 63
+LONGEST_TARGET = 32
 
 
 async def stage(
@@ -23,8 +24,9 @@ async def stage(
     """Fill a temporary table that has these columns of `target`, and POSITION; of two calls the last one's."""
     driver = await driver_in_transaction(session)
     dialect = (await session.connection()).dialect
-    # Named after its target: the driver remembers the types of a table's columns by name.
-    name = f"ratchet_{target.name}"[:LONGEST_NAME]
+    # Named after its target and its columns: the driver remembers the types of a table's columns by name.
+    shape = f"{target.fullname} {[(each.name, str(each.type)) for each in columns]}"
+    name = f"ratchet_{target.name[:LONGEST_TARGET]}_{sha256(shape.encode()).hexdigest()[:16]}"
     quote = dialect.identifier_preparer
     staged, own = quote.quote(name), ", ".join(quote.quote(each.name) for each in columns)
     # Every name is quoted, and none of them is a value.

@@ -6,7 +6,7 @@ Each is one statement in the session's own transaction, so it sees one snapshot 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, TypeAlias, TypeVarTuple
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Row, Select, Text, cast, func, select
 from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.types import TypeEngine
@@ -71,10 +71,11 @@ async def copy_ndjson(
 ) -> int:
     """The same with a JSON object a line, as `row_to_json` makes it: times are ISO 8601 in the session's TimeZone.
 
-    JSON has no raw control characters, so with two of them for quote and delimiter CSV quotes and escapes nothing.
+    JSON has no raw control characters, but for the line breaks between tokens that a `json` column keeps, which become
+    spaces. So with two others for quote and delimiter CSV quotes and escapes nothing.
     """
     rows = statement.subquery("rows")
-    lines = select(func.row_to_json(rows.table_valued()))
+    lines = select(func.translate(cast(func.row_to_json(rows.table_valued()), Text), "\n\r\t", "   "))
     return await _copy(session, lines, write, piece_bytes, quote="\x01", delimiter="\x02")
 
 
