@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import ARRAY, Integer, bindparam, func, literal, literal_column, select
+from sqlalchemy import ARRAY, Integer, Text, bindparam, func, literal, literal_column, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -83,7 +83,7 @@ async def test_values_are_literals_and_come_out_as_they_went_in(session: AsyncSe
 
 async def test_the_line_breaks_that_a_json_column_keeps_break_no_line(session: AsyncSession) -> None:
     written = bytearray()
-    kept = select(literal_column("""json '{"x":\n\t1}'""").label("body"))
+    kept = select(literal_column("""json '{"x":\n\t1}'""", Text).label("body"))
     assert await copy_ndjson(session, kept, written.extend) == 1
     assert (written.count(b"\n"), json.loads(written)) == (1, {"body": {"x": 1}})
 
