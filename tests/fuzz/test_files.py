@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(body=LINES, kind=st.sampled_from(list(PACK)), size=st.integers(1, 5))
 def test_every_byte_of_a_file_is_read_once_or_refused_in_a_sentence(
     folder: Path, body: bytes, kind: str, size: int
@@ -33,7 +33,7 @@ def test_every_byte_of_a_file_is_read_once_or_refused_in_a_sentence(
     check_file(path, size)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(body=LINES, kind=st.sampled_from(list(PACK)), place=st.floats(0, 1), junk=st.binary(max_size=4))
 def test_a_damaged_file_is_read_or_refused(folder: Path, body: bytes, kind: str, place: float, junk: bytes) -> None:
     packed = PACK[kind](b"email,name\n" + body)
@@ -43,7 +43,7 @@ def test_a_damaged_file_is_read_or_refused(folder: Path, body: bytes, kind: str,
     check_file(path, 2)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(raw=st.binary(max_size=200), kind=st.sampled_from(list(PACK)))
 def test_so_is_what_is_no_such_file(folder: Path, raw: bytes, kind: str) -> None:
     path = folder / f"anything{kind}"

@@ -146,6 +146,8 @@ class Life(RuleBasedStateMachine):
     @rule(job_id=jobs)
     def cancel(self, job_id: str) -> None:
         job = self.model[job_id]
+        if job_id in self.pruned:  # nothing is known of it, so a message that still lies in Redis counts as a new job
+            return
         try:
             self.do(cancel(self.hands.engine, self.hands.redis, job_id, [QUEUE]))
         except (UnknownIdError, WrongStatusError):
@@ -222,6 +224,7 @@ def test_the_ledger_is_as_the_model_says(hands_url: str, redis_url: str) -> None
                 partial(Life, hands, runner, redis_url),  # type: ignore[arg-type]  # whatever makes one will do
                 settings=settings(
                     max_examples=12,
+                    derandomize=True,  # the same lives each time: whoever wants others takes this line out
                     stateful_step_count=25,
                     deadline=None,
                     database=None,
