@@ -24,7 +24,9 @@ WORD = (
 )
 
 
-@settings(deadline=None, derandomize=True, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, derandomize=True, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(command=COMMAND, words=st.lists(OPTION | WORD, max_size=5))
 def test_a_command_line_ends_with_an_exit_code_and_a_sentence(
     database_url: str, redis_url: str, command: str, words: list[str]
