@@ -26,10 +26,12 @@ async def copy_rows(
     They are sent as they are iterated over, in PostgreSQL's binary format, so a generator takes no memory.
     Raises the driver's own errors: asyncpg.UniqueViolationError where a row is there already, asyncpg.DataError or
     TypeError for a value that its column can't hold. Nothing of the COPY is then left, and the transaction has failed.
+    Sent before is a SELECT of no rows: see `settle_types`.
     """
     table = table_of(into)
     chosen = columns_of(table, columns)
     driver = await driver_in_transaction(session)
+    await settle_types(session, chosen)
     dialect = (await session.connection()).dialect
     tag = await driver.copy_records_to_table(
         table.name,
@@ -61,6 +63,16 @@ async def driver_in_transaction(session: AsyncSession) -> Driver:
                 "give the session an engine without that isolation level."
             )
     return driver
+
+
+async def settle_types(session: AsyncSession, columns: Sequence[Column[Any]]) -> None:
+    """Have the columns' types stay as the driver knows them until the transaction ends.
+
+    asyncpg remembers the types of the tables that it copies into, and never asks again: a COPY after a migration would
+    send a float's bytes for a number. A statement is refused where its columns have changed, and SQLAlchemy then has
+    every connection forget what it knows. Raises its DBAPIError for that, once; the next attempt succeeds.
+    """
+    await session.execute(select(*columns).limit(0))
 
 
 def table_of(target: Target) -> Table:

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Column, Table, TableClause, column, table
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from worker.copying import Values, adapted, driver_in_transaction
+from worker.copying import Values, adapted, driver_in_transaction, settle_types
 
 POSITION = "ratchet_position"
 """The column that counts the rows from 0, as they were given."""
@@ -23,6 +23,7 @@ async def stage(
 ) -> TableClause:
     """Fill a temporary table that has these columns of `target`, and POSITION; of two calls the last one's."""
     driver = await driver_in_transaction(session)
+    await settle_types(session, columns)
     dialect = (await session.connection()).dialect
     # Named after its target and its columns: the driver remembers the types of a table's columns by name.
     shape = f"{target.fullname} {[(each.name, str(each.type)) for each in columns]}"

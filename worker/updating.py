@@ -21,9 +21,9 @@ async def update_many(
 
     columns: the primary key's, and those to set. Of several rows with one key the last wins; unknown keys are skipped.
 
-    Sent are one UPDATE … FROM unnest(…), with an array a column, and two short statements around it: they hold the
-    planner to a loop over the rows in the order of their key. So rows are locked in that order, and of two such
-    updates of the same rows one waits for the other, never in a circle. All rows are in memory at once: give some
+    Sent are, in a savepoint, one UPDATE … FROM unnest(…), with an array a column, and short statements around it that
+    hold the planner to a loop over the rows in the order of their key. So rows are locked in that order, and of two
+    such updates of the same rows one waits for the other, never in a circle. All rows are in memory at once: give some
     10,000 a call. Columns that are arrays themselves can't be set. Raises ValueError for wrong columns, and
     SQLAlchemy's errors.
     """
@@ -65,9 +65,10 @@ def _given(columns: Sequence[Column[Any]], rows: Sequence[Values]) -> TableValue
 
 @asynccontextmanager
 async def _in_key_order(session: AsyncSession) -> AsyncGenerator[None]:
-    """Where the body raises, the transaction (or savepoint) has failed, and the settings go with it."""
-    before = (await session.execute(select(*(func.current_setting(name) for name in UNORDERED)))).one()
-    await session.execute(select(*(func.set_config(name, "off", True) for name in UNORDERED)))  # noqa: FBT003 - SQL's
-    yield
-    was = zip(UNORDERED, before, strict=True)
-    await session.execute(select(*(func.set_config(name, value, True) for name, value in was)))  # noqa: FBT003
+    """The settings go with the savepoint where the body raises, and are set back where it doesn't."""
+    async with session.begin_nested():
+        before = (await session.execute(select(*(func.current_setting(name) for name in UNORDERED)))).one()
+        await session.execute(select(*(func.set_config(name, "off", True) for name in UNORDERED)))  # noqa: FBT003 - SQL's
+        yield
+        was = zip(UNORDERED, before, strict=True)
+        await session.execute(select(*(func.set_config(name, value, True) for name, value in was)))  # noqa: FBT003

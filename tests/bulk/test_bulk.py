@@ -7,8 +7,10 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import JSON, BigInteger, Column, Enum, MetaData, Table, Text, func, select, text
+from sqlalchemy import JSON, BigInteger, Column, Enum, Integer, MetaData, Table, Text, func, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.schema import CreateTable
 
 from jobs.users.models import User
 from tests.support.waiting import wait_until
@@ -238,3 +240,51 @@ async def test_two_upserts_of_the_same_rows_in_opposite_order_never_deadlock(eng
         await holder.rollback()
         assert await asyncio.gather(*upserts) == [Upserted(0, 101), Upserted(0, 101)]
     assert len({name for _, name in await users(engine)}) == 1
+
+
+@pytest.mark.parametrize("with_upsert", [False, True], ids=["copy_rows", "upsert"])
+async def test_a_column_whose_type_has_changed_is_never_written_in_the_old_one(
+    plain: AsyncEngine, *, with_upsert: bool
+) -> None:
+    """asyncpg remembers the types of the tables that it copies into, and would send a float's bytes for a number."""
+    counted = Table("counted", MetaData(), Column("id", BigInteger, primary_key=True), Column("n", BigInteger))
+
+    async def write(number: int) -> None:
+        async with AsyncSession(plain) as session, session.begin():
+            if with_upsert:
+                await upsert(session, counted, [counted.c.id, counted.c.n], [(number, 100)], key=[counted.c.id])
+            else:
+                await copy_rows(session, counted, [counted.c.id, counted.c.n], [(number, 100)])
+
+    async with plain.begin() as connection:
+        await connection.execute(text("create table counted (id bigint primary key, n double precision)"))
+    await write(1)
+    async with plain.begin() as connection:
+        await connection.execute(text("alter table counted alter n type bigint"))
+    with pytest.raises(DBAPIError, match="cached statement plan is invalid"):
+        await write(2)
+    await write(2)  # as the job's next attempt does
+    async with plain.connect() as connection:
+        assert (await connection.execute(text("select n from counted"))).scalars().all() == [100, 100]
+
+
+async def test_two_tables_of_one_name_are_two(plain: AsyncEngine) -> None:
+    async with AsyncSession(plain) as session:
+        await session.execute(text("create schema other"))
+        for schema, kind, value in (("public", Text(), "a"), ("other", BigInteger(), 1)):
+            named = Table(
+                "named", MetaData(), Column("id", BigInteger, primary_key=True), Column("v", kind), schema=schema
+            )
+            await session.execute(CreateTable(named))
+            assert await upsert(session, named, [named.c.id, named.c.v], [(1, value)], key=[named.c.id]) == Upserted(
+                1, 0
+            )
+
+
+async def test_an_update_that_the_driver_cant_send_leaves_the_planner_as_it_was(plain: AsyncEngine) -> None:
+    small = Table("small", MetaData(), Column("id", Integer, primary_key=True), Column("n", Integer))
+    async with AsyncSession(plain) as session:
+        await session.execute(CreateTable(small))
+        with pytest.raises(DBAPIError):
+            await update_many(session, small, [small.c.id, small.c.n], [(1, 2**40)])
+        assert (await session.execute(text("show enable_seqscan"))).scalar_one() == "on"
