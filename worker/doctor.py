@@ -16,6 +16,7 @@ from worker.epoch import MARKER_KEY
 from worker.heartbeat import Heartbeat, live_workers
 from worker.migrate import missing_versions
 from worker.settings import Settings
+from worker.suspects.quarantine import CONNECTIONS as OF_CHILDREN
 
 MIGRATIONS = "migrations"
 OLDEST_POSTGRESQL = 15
@@ -88,6 +89,10 @@ async def _connections(connection: AsyncConnection, settings: Settings) -> Findi
     if needed > found.usable:
         lower = "WORKER_PROCESSES or WORKER_CONCURRENCY," if settings.processes > 1 else "WORKER_CONCURRENCY"
         return Finding("connections", "fails", f"{told}: lower {lower} or raise max_connections.")
+    at_most = needed + settings.processes * OF_CHILDREN
+    if at_most > found.usable:
+        hint = "raise max_connections, or a worker's death may be met with too many clients"
+        return Finding("connections", "warning", f"{told}, and up to {at_most} while suspects run: {hint}.")
     if needed > found.usable - found.taken:
         return Finding("connections", "warning", f"{told}: one more worker has no room; raise max_connections.")
     return Finding("connections", "ok", f"{told}.")

@@ -31,6 +31,8 @@ class Yielded:
     delay: timedelta | None = None
     """None: it keeps its place in the queue; zero: it goes to the end of what is due."""
     reason: str = ""
+    has_committed: bool = True
+    """False: it was held back, perhaps before its handler was called."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,11 @@ class Progress:
     """Of a partition: its lower and its upper one. None for any other job."""
 
 
+def resumed_size(kept: int | None, first: int, sizes: Sizes) -> int:
+    """Rows of the next chunk: as many as the run says, within bounds that may have been deployed since."""
+    return first if kept is None or sizes.target is None else _within(kept, sizes)
+
+
 def asked_size(size: int, failures: int, sizes: Sizes) -> int:
     """Rows of the next try: half as many after each failure, since it may have been too much for the timeout."""
     return max(size >> failures, min(size, sizes.smallest))

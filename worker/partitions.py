@@ -55,6 +55,7 @@ _ADD_RUN = text("""
 insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox, parent_id, bounds)
 values (:id, :ms, :name, :queue, 'waiting', true, :parent, cast(:bounds as jsonb))
 """)
+_TAKEN = text("select min(id) from worker.run where id = any(:ids) and enqueued_ms = :ms")
 _ADD_ROW = text("""
 insert into worker.outbox (id, enqueued_ms, name, queue, message) values (:id, :ms, :name, :queue, :message)
 """)
@@ -86,7 +87,8 @@ async def part(
 ) -> Yielded:
     """Make the partitions: their runs and their outbox rows, in the transaction that makes the parent wait.
 
-    The first and the last are open-ended, so that no key is missed. Raises TransactionEnded.
+    The first and the last are open-ended, so that no key is missed. Raises TransactionEnded, and Permanent where the
+    id of one was chosen for another job.
     """
     inner = [handler.codec.dump_python(bound, mode="json") for bound in split.bounds]
     shared = {"ms": run.enqueued_ms, "name": run.name, "queue": run.queue}
@@ -95,6 +97,12 @@ async def part(
         {**shared, "id": f"{run.job_id}:{number}", "parent": run.job_id, "bounds": as_jsonb(list(bounds), "bounds")}
         for number, bounds in enumerate(pairwise([None, *inner, None]), 1)
     ]
+    ids = [one["id"] for one in parts]
+    taken = (await connection.execute(_TAKEN, {"ids": ids, "ms": run.enqueued_ms})).scalar_one()
+    if taken is not None:
+        raise Permanent(
+            f"The partition {taken} of {run.name} has the id of another job; choose job ids that don't end like that."
+        )
     await connection.execute(_ADD_RUN, parts)
     await connection.execute(_ADD_ROW, [{**shared, "id": one["id"], "message": sent} for one in parts])
     parted = await connection.execute(_PART, {**run.key, "partitions": len(parts), "transaction": transaction})

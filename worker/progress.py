@@ -10,7 +10,7 @@ from worker.chunk import Step
 from worker.database import Driver
 from worker.errors import TransactionEnded
 from worker.handler import ChunkedHandler
-from worker.pace import Pace, Progress, asked_size
+from worker.pace import Pace, Progress, asked_size, resumed_size
 from worker.run import Identity
 from worker.stored import as_jsonb
 
@@ -32,7 +32,8 @@ where id = :id and enqueued_ms = :ms and pg_current_xact_id()::text = :transacti
 async def read(driver: Driver, run: Identity, handler: ChunkedHandler[Any, Any]) -> Progress:
     """What the run says, which this transaction holds the lock of."""
     row: Any = await driver.fetchrow(_READ, run.job_id, run.enqueued_ms)
-    pace = Pace(row["chunk_size"] or handler.size, row["row_seconds"], row["rate"])
+    size = resumed_size(row["chunk_size"], handler.size, handler.sizes)
+    pace = Pace(size, row["row_seconds"], row["rate"])
     size = asked_size(pace.size, row["attempt"], handler.sizes)
     return Progress(
         cursor=row["cursor"],

@@ -26,7 +26,7 @@ LISTEN_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Intervals:
     """How often the relay looks."""
 
     poll: timedelta = timedelta(seconds=1)
@@ -47,7 +47,7 @@ class Relay:
         observer: Observer,
         *,
         pushed: Callable[[], None],
-        pace: Pace | None = None,
+        intervals: Intervals | None = None,
     ) -> None:
         """`pushed` is told after each batch that reached Redis."""
         self._engine = engine
@@ -55,10 +55,14 @@ class Relay:
         self._availability = availability
         self._observer = observer
         self._pushed = pushed
-        self._pace = pace or Pace()
+        self._intervals = intervals or Intervals()
         self._pusher = Pusher(engine, redis)
         self._sweep = Sweep(
-            engine, redis, every=self._pace.sweep_every, older=self._pace.sweep_older, settle=self._pace.settle
+            engine,
+            redis,
+            every=self._intervals.sweep_every,
+            older=self._intervals.sweep_older,
+            settle=self._intervals.settle,
         )
         self._wake = asyncio.Event()
         self._drains = asyncio.Lock()
@@ -89,7 +93,7 @@ class Relay:
                 await self._say(error)
             if not has_more:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._pace.poll.total_seconds()):
+                    async with asyncio.timeout(self._intervals.poll.total_seconds()):
                         await self._wake.wait()
 
     async def drain(self) -> int:
@@ -123,7 +127,7 @@ class Relay:
         self._waiting = backlog.waiting.union(refused.values())
         if backlog.coalescing:
             batches.append(await self._pusher.send_coalescing(epoch.number, skip))
-        if backlog.again and epoch.has_settled(self._pace.settle):
+        if backlog.again and epoch.has_settled(self._intervals.settle):
             batches.append(await self._pusher.send_again(epoch.number, skip))
         return batches
 

@@ -36,7 +36,7 @@ from worker.pauses import CHANNEL as PAUSE_CHANNEL
 from worker.pauses import Pauses
 from worker.recycling import recycle_when_due
 from worker.relay import CHANNEL as OUTBOX_CHANNEL
-from worker.relay import Pace, Relay, listen
+from worker.relay import Intervals, Relay, listen
 from worker.reporting.observer import Observer
 from worker.setback import Setbacks
 from worker.settings import Settings
@@ -74,13 +74,13 @@ async def services(
 
     availability = Availability(engine)
     redis = connect_broker(settings.redis_url.get_secret_value())
-    pace = Pace(
+    intervals = Intervals(
         poll=timedelta(seconds=settings.relay_poll),
         sweep_every=timedelta(seconds=settings.sweep_interval),
         sweep_older=timedelta(seconds=settings.sweep_interval),
         settle=timedelta(seconds=settings.lease / 3 + 1),
     )
-    relay = Relay(engine, redis, availability, observer, pushed=pushed, pace=pace)
+    relay = Relay(engine, redis, availability, observer, pushed=pushed, intervals=intervals)
     executor = Executor(app.handlers, engine, observer, availability, worker_name(), ceiling=settings.ceiling)
     pauses = Pauses(engine, availability, observer)
     vital = Vital(observer, end)

@@ -87,7 +87,10 @@ def snoozed(outcome: Snoozed, error: BaseException) -> Decision:
 
 def held_back(held: Held) -> Decision:
     """A wait that a chunked job is made to have; what it has done stays."""
-    return lambda _: (Move("yielded", f"held back: {held.reason}", held.delay), Yielded(held.delay, held.reason))
+    return lambda _: (
+        Move("yielded", f"held back: {held.reason}", held.delay),
+        Yielded(held.delay, held.reason, has_committed=False),
+    )
 
 
 def cancelled(outcome: Cancelled) -> Decision:

@@ -25,8 +25,8 @@ def ending(claim: Claim, report: Report, keep: timedelta) -> Finish | PutBack:
             return PutBack(claim, delay or None, report.adopted, cleared=True)
         case Released(_, delay):
             return PutBack(claim, delay or None, report.adopted)
-        case Yielded(delay, reason):  # with a reason it was held back, perhaps before its handler was called
-            return PutBack(claim, delay, report.adopted, cleared=not reason)
+        case Yielded(delay, _, has_committed):
+            return PutBack(claim, delay, report.adopted, cleared=has_committed)
         case _:
             assert_never(report.outcome)
 

@@ -79,6 +79,8 @@ def test_the_connections_of_every_process_are_counted(command: Command) -> None:
     assert verdict == "fails"
     assert told.startswith("A worker of concurrency 10 in 30 processes takes 450; ")
     assert told.endswith(": lower WORKER_PROCESSES or WORKER_CONCURRENCY, or raise max_connections.")
+    verdict, told = verdicts(command, WORKER_PROCESSES="10")["connections"]
+    assert (verdict, "takes 150; " in told, "up to 390 while suspects run" in told) == ("warning", True, True)
     assert verdicts(command, WORKER_PROCESSES="2")["connections"][0] == "ok"
 
 

@@ -85,7 +85,9 @@ async def test_a_paused_name_is_held_after_the_chunk_that_runs(
         await steps.reached(1)
         await pauses.pause(engine, "name", "ping")
         steps.go_on.release()
-        assert await worker.outcome(job_id) == Yielded(BUSY, "ping or the queue arq:queue is paused")
+        assert await worker.outcome(job_id) == Yielded(
+            BUSY, "ping or the queue arq:queue is paused", has_committed=False
+        )
         assert await effects() == [job_id]
         for _ in range(2):
             steps.go_on.release()

@@ -358,3 +358,19 @@ async def test_whatever_a_handler_raises_the_worker_goes_on(arq: ArqRedis, work:
         assert await arq.keys("arq:in-progress:*") == []
         await arq.flushall()
     assert await effects() == ["job-5"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "cleared"),
+    [
+        (Yielded(), True),
+        (Yielded(timedelta(0), "others have their turn"), True),
+        (Yielded(HOUR, "a standby is 20 s behind", has_committed=False), False),
+        (Released("the worker stops"), False),
+    ],
+)
+def test_a_suspect_that_has_committed_a_chunk_is_none_any_more(outcome: Outcome, *, cleared: bool) -> None:
+    claim = Claim("a", b"a", "arq:queue", "token", b"{}", 1, 1, 0, aborted=False)
+    told = ending(claim, Report(outcome), HOUR)
+    assert isinstance(told, PutBack)
+    assert told.cleared is cleared

@@ -17,7 +17,7 @@ from worker import availability, consumer, database, relay, runtime, shield, tic
 from worker.broker import connect_broker
 from worker.database import create_engine
 from worker.dev import EmbeddedPostgres
-from worker.relay import Pace
+from worker.relay import Intervals
 
 SHORT, TEN_MS = 0.01, timedelta(milliseconds=10)
 QUICK: tuple[tuple[ModuleType, str, Any], ...] = (
@@ -53,10 +53,10 @@ def quick(monkeypatch: pytest.MonkeyPatch, modules: dict[str, ModuleType]) -> No
                 monkeypatch.setattr(module, name, TEN_MS)
     monkeypatch.setitem(database.SERVER_SETTINGS, "lock_timeout", "100")
 
-    def pace(**given: timedelta) -> Pace:
-        return Pace(**{**given, "settle": TEN_MS})
+    def intervals(**given: timedelta) -> Intervals:
+        return Intervals(**{**given, "settle": TEN_MS})
 
-    monkeypatch.setattr(runtime, "Pace", pace)
+    monkeypatch.setattr(runtime, "Intervals", intervals)
 
 
 @pytest.fixture

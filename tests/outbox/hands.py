@@ -22,7 +22,7 @@ from worker.job import DEFAULT_QUEUE, Job
 from worker.outbox import enqueue
 from worker.outcome import Outcome
 from worker.push import Pusher
-from worker.relay import Pace, Relay
+from worker.relay import Intervals, Relay
 from worker.reporting.observer import Observers
 from worker.retry import RetryPolicy
 from worker.run import current_run
@@ -128,7 +128,7 @@ class Hands:
         availability = Availability(engine)
         self.claims = Claims(redis, lease)
         self.relay = Relay(
-            engine, redis, availability, Observers(), pushed=lambda: None, pace=Pace(settle=timedelta(0))
+            engine, redis, availability, Observers(), pushed=lambda: None, intervals=Intervals(settle=timedelta(0))
         )
         self._executor = Executor(stage.app().handlers, engine, Observers(), availability, "by hand")
         self._taken = 0

@@ -26,7 +26,7 @@ from worker.outbox import enqueue_many
 from worker.outcome import Completed, Dead, Duplicate, Retrying, Snoozed, Yielded
 from worker.push import Pusher
 from worker.queue import Queue
-from worker.relay import CHANNEL, Pace, Relay, listen
+from worker.relay import CHANNEL, Intervals, Relay, listen
 from worker.reporting.observer import Observers
 from worker.shield import cancel_all
 from worker.wire import Message, decode, encode
@@ -42,8 +42,10 @@ async def running(relay: Relay) -> AsyncGenerator[None]:
 
 
 def patient(hands: Hands, poll: timedelta) -> Relay:
-    pace = Pace(poll=poll, settle=timedelta(0))
-    return Relay(hands.engine, hands.redis, Availability(hands.engine), Observers(), pushed=lambda: None, pace=pace)
+    intervals = Intervals(poll=poll, settle=timedelta(0))
+    return Relay(
+        hands.engine, hands.redis, Availability(hands.engine), Observers(), pushed=lambda: None, intervals=intervals
+    )
 
 
 def is_queued(hands: Hands, job_id: str) -> Callable[[], Awaitable[bool]]:

@@ -17,7 +17,7 @@ from worker.epoch import current_epoch
 from worker.outbox import enqueue_many
 from worker.outcome import Completed
 from worker.push import Pusher
-from worker.relay import Pace, Relay
+from worker.relay import Intervals, Relay
 from worker.reporting.observer import Observers
 from worker.shield import cancel_all
 from worker.sweep import Sweep
@@ -152,7 +152,7 @@ async def test_a_relay_sweeps_at_once_after_a_push_that_failed(hands: Hands, red
         Availability(hands.engine),
         Observers(),
         pushed=lambda: None,
-        pace=Pace(poll=timedelta(milliseconds=20), settle=timedelta(0)),
+        intervals=Intervals(poll=timedelta(milliseconds=20), settle=timedelta(0)),
     )
     relay._sweep._is_wanted = False
     await hands.sql("update worker.relay_state set swept_at = now()")

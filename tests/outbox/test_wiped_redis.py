@@ -20,14 +20,16 @@ from worker.outbox import coalescing_id
 from worker.outcome import Completed, Duplicate, Retrying, Snoozed
 from worker.push import Pusher
 from worker.queue import Queue
-from worker.relay import Pace, Relay
+from worker.relay import Intervals, Relay
 from worker.reporting.observer import Observers
 
 
 def settling(hands: Hands) -> Relay:
     """A relay that gives living workers their time after a wipe."""
-    pace = Pace(settle=timedelta(seconds=5))
-    return Relay(hands.engine, hands.redis, Availability(hands.engine), Observers(), pushed=lambda: None, pace=pace)
+    intervals = Intervals(settle=timedelta(seconds=5))
+    return Relay(
+        hands.engine, hands.redis, Availability(hands.engine), Observers(), pushed=lambda: None, intervals=intervals
+    )
 
 
 async def pass_the_time(hands: Hands, seconds: float = 5) -> None:

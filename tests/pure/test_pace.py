@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.pace import ALPHA, Pace, Sizes, asked_size
+from worker.pace import ALPHA, Pace, Sizes, asked_size, resumed_size
 
 SIZES = Sizes(timedelta(seconds=1), 100, 10_000)
 
@@ -78,3 +78,12 @@ def test_time_left_is_that_of_the_rows_left_at_the_smoothed_rate() -> None:
     assert pace.time_left_s(500, None) is None  # nobody has said how many there are
     assert pace.time_left_s(500, 400) is None  # the estimate was too low
     assert Pace(1_000).time_left_s(0, 10) is None
+
+
+@pytest.mark.parametrize(("kept", "size"), [(None, 1_000), (500, 500), (20_000, 10_000), (50, 100)])
+def test_a_size_that_a_run_has_kept_is_held_to_the_bounds_of_today(kept: int | None, size: int) -> None:
+    assert resumed_size(kept, 1_000, SIZES) == size
+
+
+def test_without_a_target_the_size_is_the_handlers() -> None:
+    assert resumed_size(20_000, 100, Sizes(None, 1, 50_000)) == 100

@@ -5,14 +5,16 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import Bench, Count, effect
+from worker.cancel import cancel
 from worker.chunk import Chunk, Step
 from worker.delivery import Delivery
 from worker.handler import ChunkedHandler
 from worker.limits import Rate
-from worker.operations import Done, WrongStatusError, discard, replay
+from worker.operations import Done, WrongStatusError, discard, replay, replay_all
 from worker.outbox import enqueue
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Released, Retrying, Yielded
 from worker.overview import details
@@ -170,6 +172,33 @@ async def test_a_replay_runs_what_did_not_complete_from_its_cursor(bench: Bench)
     assert await noted(bench) == nine()
 
 
+async def test_partitions_are_replayed_at_the_rate_of_their_jobs(bench: Bench) -> None:
+    handler = noting(failing_at(6))
+    for _ in range(2):
+        parent, parts = await parted(bench, handler)
+        for delivery in (*parts, parent):
+            await bench.run(handler, delivery)
+    done = await replay_all(bench.engine, rate=Rate(1, timedelta(hours=1)))
+    due_later = "select id from worker.outbox where due_at > now() + interval '50 min' order by id"
+    later = [job_id for (job_id,) in await bench.all(due_later)]
+    assert later == [done[1].job_id, f"{done[1].job_id}:2"]
+    waiting = "select id from worker.run where next_at > now() + interval '50 min' order by id"
+    assert [job_id for (job_id,) in await bench.all(waiting)] == later
+
+
+async def test_a_cancel_leaves_the_partitions_of_an_older_job_of_the_same_id_alone(bench: Bench, redis: Redis) -> None:
+    await parted(bench, noting())
+    again = """
+        insert into worker.outbox (id, enqueued_ms, name, queue, message)
+        select id, enqueued_ms + 1, name, queue, message from worker.outbox
+        where id = (select id from worker.run where partitions = 3)
+        returning id
+    """
+    ((job_id,),) = await bench.all(again)
+    assert await cancel(bench.engine, redis, job_id, ["arq:queue"]) == Done(job_id, "count")
+    assert sorted(await statuses(bench)) == ["cancelled", "waiting", "waiting", "waiting", "yielded"]
+
+
 async def test_a_discard_takes_the_dead_partitions_with_it(bench: Bench) -> None:
     handler = noting(failing_at(6))
     parent, parts = await parted(bench, handler)
@@ -206,6 +235,15 @@ async def test_a_direct_job_is_the_outboxs_when_it_is_split(bench: Bench) -> Non
         assert isinstance(await bench.run(handler, bench.delivery(message, job_id=job_id)), Completed)
     adopted = bench.delivery(report.adopted, job_id=parent.job_id)
     assert await bench.run(handler, adopted) == Completed({"noted": 9, "sum": 45})
+
+
+async def test_a_partition_never_takes_the_id_of_another_job(bench: Bench) -> None:
+    other = bench.direct(Count(upto=1), job_id="import:2")
+    assert isinstance(await bench.run(noting(partitions=1, split=None), other), Completed)
+    outcome = await bench.run(noting(), bench.direct(Count(upto=9), job_id="import"))
+    assert isinstance(outcome, Dead)
+    assert "The partition import:2 of count has the id of another job" in outcome.error
+    assert await noted(bench) == ["1"]
 
 
 async def test_a_split_that_fails_leaves_nothing_and_is_tried_again(bench: Bench) -> None:

@@ -132,11 +132,7 @@ class Child:
             self._writer.write(frames.pack(frame))
 
     async def _live(self) -> None:
-        reader, self._writer = await asyncio.open_connection(sock=self._channel)
-        self._writer.write(bytes(self._unsent))
-        if self.is_closed:
-            self._writer.close()
-        hearing = asyncio.create_task(self._hear(reader), name="suspects")
+        hearing = asyncio.create_task(self._hear(), name="suspects")
         try:
             while self._process.poll() is None and not hearing.done():
                 await asyncio.wait({hearing}, timeout=LOOK_EVERY_S)
@@ -146,13 +142,18 @@ class Child:
             await self._wait_for_exit()
         finally:
             hearing.cancel()
-            await asyncio.gather(hearing, return_exceptions=True)
+            (fault,) = await asyncio.gather(hearing, return_exceptions=True)
             self.kill()
             self._process.wait()
-            self._writer.close()
-            self._bury()
+            if self._writer is not None:
+                self._writer.close()
+            self._bury(fault if isinstance(fault, Exception) else None)
 
-    async def _hear(self, reader: asyncio.StreamReader) -> None:
+    async def _hear(self) -> None:
+        reader, self._writer = await asyncio.open_connection(sock=self._channel)
+        self._writer.write(bytes(self._unsent))
+        if self.is_closed:
+            self._writer.close()
         async for frame in frames.read(reader):
             match frame:
                 case frames.Ready():
@@ -166,8 +167,8 @@ class Child:
                 case frames.AsksHeld(number):
                     self._send(frames.Held(number, await self._jobs[number].hold.is_ours()))
                 case frames.Ended(number):
-                    job = self._jobs.pop(number)
-                    job.ended.set_result(frames.report_of(frame, job.suspect.message))
+                    report = frames.report_of(frame, self._jobs[number].suspect.message)
+                    self._jobs.pop(number).ended.set_result(report)
                     self._idle_since = time.monotonic()
                 case _:
                     raise AssertionError(f"A child said {frame}.")
@@ -202,9 +203,12 @@ class Child:
         while self._process.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110 - of a process
             await asyncio.sleep(0.01)
 
-    def _bury(self) -> None:
+    def _bury(self, fault: Exception | None) -> None:
+        """Tell what it died of. A `fault` of the worker's own end is none of its jobs'."""
         self.is_closed = True
         how = "hung, and was ended" if self._is_hung else _how(self._process.returncode)
+        if fault is not None:
+            self._log.error("suspects_not_heard", pid=self.pid, exc_info=fault)
         trace = os.pread(self._trace.fileno(), MAX_TRACE, 0).decode(errors="replace")
         self._trace.close()
         jobs, had_others = list(self._jobs.values()), self._given > 1
@@ -212,7 +216,9 @@ class Child:
         if jobs:
             self._log.warning("suspects_died", pid=self.pid, how=how, jobs=len(jobs))
         for job in jobs:
-            death = Death(self.pid, how, trace, len(jobs), had_others=had_others, was_ready=self._is_ready)
+            death = Death(
+                self.pid, how, trace, len(jobs), had_others=had_others, was_ready=self._is_ready and not fault
+            )
             job.ended.set_exception(ProcessDeath(death))
 
 

@@ -29,10 +29,8 @@ from worker.runtime import worker_name
 from worker.settings import Settings, load_settings
 from worker.shield import cancel_all
 from worker.suspects import frames
-from worker.suspects.quarantine import COMPANY
+from worker.suspects.quarantine import COMPANY, HELPERS
 
-HELPERS = 2
-"""Connections beyond one a job: to end zombies, and to see whether PostgreSQL is there."""
 OUT_OF_MEMORY = "500"
 """Of 1,000: where memory is out the kernel ends this process rather than the worker."""
 

@@ -24,6 +24,10 @@ CHILDREN = 2
 """At once; each holds as much memory as a worker that is idle."""
 COMPANY = 10
 """Suspects that begin together in one child, which needs a connection for each."""
+HELPERS = 2
+"""Connections of a child beyond one a job: to end zombies, and to see whether PostgreSQL is there."""
+CONNECTIONS = CHILDREN * (COMPANY + HELPERS)
+"""That the children of one worker take at most."""
 DIVIDED_BY = 4
 """A company, by the death of its process. Starting processes is what it costs, so from ten it goes to two, then one."""
 

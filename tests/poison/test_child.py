@@ -1,0 +1,38 @@
+"""A child as its worker sees it: what is no fault of a job counts for none."""
+
+import struct
+import sys
+from datetime import timedelta
+from os import close, pipe
+
+import pytest
+
+from worker.delivery import Delivery, NoHold
+from worker.suspects import child as module
+from worker.suspects.child import Child
+from worker.suspects.death import ProcessDeath, Suspect
+from worker.wire import Message, encode
+
+MESSAGE = Message("ping", b"{}", 1)
+TALKS_NONSENSE = """
+import socket, sys
+channel = socket.socket(fileno=int(sys.argv[2]))
+channel.sendall(bytes.fromhex(sys.argv[1]))
+channel.recv(1_000_000)
+channel.recv(1)
+"""
+
+
+async def test_a_child_that_isnt_understood_is_no_death_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "END_S", 0)
+    said = b'["Nonsense",{}]'
+    framed = struct.pack(">I", len(said)) + said
+    lifeline, held = pipe()
+    raw = encode(MESSAGE)
+    child = Child([sys.executable, "-c", TALKS_NONSENSE, framed.hex()], lifeline, timedelta(seconds=60))
+    with pytest.raises(ProcessDeath) as died:
+        await child.run(Suspect(Delivery("a", "arq:queue", raw, NoHold(), 1, 1), raw, MESSAGE, 1))
+    await child.life
+    for end in lifeline, held:
+        close(end)
+    assert not died.value.death.was_ready
