@@ -41,9 +41,11 @@ class AppWorker(Worker):
             await asyncio.wait([self.main_task, grace], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.allow_pick_jobs = False
-            await cancel_all([self.main_task, grace])
-            await self._hand_back()
-            self._engine.leases.stop()
+            try:
+                await cancel_all([self.main_task, grace])
+                await self._hand_back()
+            finally:
+                self._engine.leases.stop()
             with suppress(RedisError, OSError, TimeoutError):  # it runs out by itself
                 await asyncio.wait_for(farewell(self.pool, self._name), timeout=1)
         if not self.main_task.cancelled():

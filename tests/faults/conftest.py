@@ -13,7 +13,20 @@ import pytest
 import worker
 from tests.faults.scenarios import Scenario
 from tests.faults.stage import Stage, lines_are_known
-from worker import availability, consumer, database, relay, runtime, shield, ticker, wake, zombies
+from worker import (
+    availability,
+    broker,
+    consumer,
+    database,
+    relay,
+    reporting,
+    runtime,
+    shield,
+    suspects,
+    ticker,
+    wake,
+    zombies,
+)
 from worker.broker import connect_broker
 from worker.database import create_engine
 from worker.dev import EmbeddedPostgres
@@ -22,6 +35,7 @@ from worker.relay import Intervals
 SHORT, TEN_MS = 0.01, timedelta(milliseconds=10)
 QUICK: tuple[tuple[ModuleType, str, Any], ...] = (
     (availability, "RETRY_FROM_S", SHORT),
+    (broker, "ANSWER_TIMEOUT_S", 0.5),
     (consumer, "AWAY_DELAY_S", SHORT),
     (relay, "LISTEN_AGAIN_S", SHORT),
     (shield, "CANCEL_AGAIN_S", 5 * SHORT),
@@ -38,8 +52,9 @@ RELEASED = ("BUSY", "OFFER_AGAIN")
 
 @pytest.fixture(scope="session")
 def modules() -> dict[str, ModuleType]:
-    """Every module of the runtime itself, by its name."""
-    found = [module.name for module in pkgutil.iter_modules(worker.__path__) if not module.ispkg]
+    """Every module of the runtime itself, by its name. A person's commands, `worker.cli`, carry out no job."""
+    inside = (worker.__path__, ""), (suspects.__path__, "suspects."), (reporting.__path__, "reporting.")
+    found = [each.name for path, prefix in inside for each in pkgutil.iter_modules(path, prefix) if not each.ispkg]
     return {name: importlib.import_module(f"worker.{name}") for name in found if name != "__main__"}
 
 

@@ -4,7 +4,7 @@ Ways to the sites are found as it goes: first those that a scenario takes by its
 because of a strike, which get a second one on top, and so on.
 """
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,8 @@ TRIES = 3
 """Of one way: where it leads is a matter of timing, too."""
 WAYS = 4
 """To a site that are tried, before it counts as not struck."""
+PATIENT = 4
+"""Times that every way to a site is tried, before it counts as spared."""
 ENOUGH = 5
 """Words of the judge."""
 DEPTH = 3
@@ -39,6 +41,8 @@ class Way:
 class Findings:
     reached: set[str] = field(default_factory=set[str])
     struck: Counter[Mode] = field(default_factory=Counter[Mode])
+    spared: set[str] = field(default_factory=set[str])
+    """Sites that it came to, and that nothing has struck."""
     left: dict[tuple[str, Mode], int] = field(default_factory=dict[tuple[str, Mode], int])
     """What is still to be struck, with the number of ways to it that may be tried yet."""
     wrong: list[str] = field(default_factory=list[str])
@@ -67,6 +71,8 @@ class Explorer:
         self._rest: deque[Way] = deque()
         """Ways that are taken only to find what hasn't been come to."""
         self._planned: set[tuple[str, Mode]] = set()
+        self._to: defaultdict[str, list[Way]] = defaultdict(list)
+        """Every way to a site, with a strike at its end, that has been found."""
 
     async def explore(self) -> Findings:
         for scenario in SCENARIOS:
@@ -76,7 +82,15 @@ class Explorer:
                 await self._take_all(scenario, self._ways.pop((depth, scenario.name), deque()))
             while (missing := self._wanted - self.found.reached) and self._rest:
                 await self._look_for(missing)
+        for site in sorted(self.found.spared):
+            await self._strike_somehow(site)
         return self.found
+
+    async def _strike_somehow(self, site: str) -> None:
+        """Where the way that was chosen for it leads elsewhere in the end: whichever way there is."""
+        for way in PATIENT * self._to[site]:
+            if site in self.found.spared:
+                await self._take_all(way.scenario, deque([way]))
 
     async def _look_for(self, missing: AbstractSet[str]) -> None:
         """Strike once more: where something is missing if that can be, since handlers of errors stand beside them."""
@@ -110,6 +124,7 @@ class Explorer:
             self._learn(way, reached)
             if not stage.victim.strikes:
                 self.found.struck[last.mode] += 1
+                self.found.spared.discard(last.site)
                 self.found.left.pop((last.site, last.mode), None)
                 return
         self._planned.discard((last.site, last.mode))
@@ -141,8 +156,11 @@ class Explorer:
                 possible = _modes(site, origin)
                 chosen = possible if self._everything else _some(self._place[site], possible)
                 self.found.reached.add(site)
+                self.found.spared.add(site)
                 self.found.left |= dict.fromkeys(((site, mode) for mode in chosen), WAYS)
                 self._rest += [_longer(way, site, mode) for mode in possible if mode not in chosen]
+            if site in self.found.spared:
+                self._to[site] += [_longer(way, site, mode) for mode in _modes(site, origin)]
             for mode in MODES:
                 if self.found.left.get((site, mode), 0) > 0 and (site, mode) not in self._planned:
                     self._planned.add((site, mode))

@@ -20,6 +20,7 @@ STRUCK = {
     "lanes": "rows that may be sent, marked",
     "lease": "an acknowledgement waits for a renewal",
     "member": "a delivery waits for its batch",
+    "partitions": "a chunked job that is split",
     "progress": "what a chunked job remembers",
     "push": "rows go to Redis",
     "relay": "the outbox is drained",
@@ -38,7 +39,6 @@ LEFT_OUT = {
     "brakes": "one look before a chunk; whatever it raises the chunk meets as its own",
     "copying": "statements in a handler's own transaction",
     "keys": "statements in a handler's own transaction",
-    "partitions": "not struck yet: parents and parts need a scenario of their own; tests/runtime has their kills",
     "redis_connection": "a client's connection; a failure of it is one of whoever asked",
     "staging": "statements in a handler's own transaction",
     "streaming": "statements in a handler's own transaction",
@@ -62,6 +62,11 @@ LEFT_OUT = {
     "runtime": "puts the parts together; each is struck in it",
     "standalone": "the worker of plain arq functions",
     "status": "reads",
+    "suspects.child": "a worker's end of a process of its own; tests/poison",
+    "suspects.death": "what that process died of, written as any failure is; tests/poison",
+    "suspects.frames": "what the two tell each other; tests/pure/test_suspect_frames.py",
+    "suspects.main": "the process itself, in which the executor runs as it does here; tests/poison",
+    "suspects.quarantine": "which process a suspect runs in; tests/poison",
     "stock": "the stock arq command: no leases; tests/consumer/test_stock_command.py",
     "supervisor": "starts processes and knows no job",
     "testing": "a kit for tests",
@@ -70,6 +75,8 @@ LEFT_OUT = {
 }
 
 BY_CHANCE = {
+    "zombies:Zombies._end_blockers:2": "a moment between two looks, if the first came too early; "
+    "tests/runtime/test_zombies.py",
     "lease:Leases.renewed:0": "a renewal lasts a millisecond, in which a job must end; tests/consumer/test_leases.py",
 }
 """Awaits that a scenario comes to now and then, each with the reason. They are struck when it does, if at all."""

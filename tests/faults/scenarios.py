@@ -30,10 +30,14 @@ class Play(Job, name="play"):
     label: str = "once"
     fails: bool = False
     """Its first attempt."""
-    does: Literal["well", "enqueue", "roll back", "snooze", "cancel"] = "well"
+    does: Literal["well", "enqueue", "roll back", "be overtaken", "snooze", "cancel"] = "well"
 
 
 class Count(Job, name="count"):
+    pass
+
+
+class Spread(Job, name="spread"):
     pass
 
 
@@ -55,10 +59,12 @@ async def play(job: Play, session: AsyncSession) -> str:
         raise Snooze(timedelta(0))
     if job.does == "cancel":
         raise Cancel
-    if job.does == "roll back" and run.attempt == 1:
+    if job.does in {"roll back", "be overtaken"} and run.attempt == 1:
         raw = await (await session.connection()).get_raw_connection()
         driver: Any = raw.driver_connection
         await driver.fetch("rollback")
+        if job.does == "be overtaken":
+            await driver.fetch(ELSEWHERE, run.job_id, run.enqueued_ms)
         raise ValueError(job.label)
     if job.fails and run.attempt == 1:
         raise ValueError(job.label)
@@ -69,6 +75,15 @@ async def count(_job: Count, session: AsyncSession, chunk: Chunk[int]) -> Step[i
     number = (chunk.cursor or 0) + 1
     await note(session, str(number))
     return chunk.step(number if number < CHUNKS else None)
+
+
+async def spread(_job: Spread, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+    await note(session, "first" if chunk.upper else "last")
+    return chunk.step(None)
+
+
+async def in_two(_job: Spread, _session: AsyncSession, _partitions: int) -> Sequence[int]:
+    return [1]
 
 
 async def together(jobs: Sequence[Together], session: AsyncSession) -> None:
@@ -91,11 +106,17 @@ async def note(session: AsyncSession, label: str, job_id: str | None = None) -> 
     )
 
 
+ELSEWHERE = """
+insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox, attempt)
+values ($1, $2, 'play', 'arq:queue', 'retrying', true, 1)
+"""
+"""What another worker leaves that has counted a failure of the same run."""
 HAS_SNOOZED = "select exists (select from worker.run where id = :id and status = 'snoozed')"
 
 HANDLERS = (
     Handler(Play, play, retry=RETRY),
     ChunkedHandler(Count, count, cursor=int, retry=RETRY),
+    ChunkedHandler(Spread, spread, cursor=int, retry=RETRY, partitions=2, split=in_two),
     BatchHandler(Together, together, max_size=3, linger=timedelta(milliseconds=5), retry=RETRY),
     Handler(Loose, loose, retry=RETRY, once=False),
 )
@@ -155,6 +176,29 @@ async def chunked(stage: Stage) -> Asked:
 
 async def chunked_direct(stage: Stage) -> Asked:
     return _chunks(*await _direct(stage, Count()))
+
+
+def _parts(job_id: str) -> Asked:
+    parts = [f"{job_id}:1", f"{job_id}:2"]
+    return Asked([f"{parts[0]} first", f"{parts[1]} last"], [job_id, *parts])
+
+
+async def parted(stage: Stage) -> Asked:
+    return _parts(*await _enqueued(stage, Spread()))
+
+
+async def parted_direct(stage: Stage) -> Asked:
+    return _parts(*await _direct(stage, Spread()))
+
+
+async def held_back(stage: Stage) -> Asked:
+    """A transaction has been open for too long, until a chunk was held back for it."""
+    old = await stage.zombie()
+    await old.execute("begin; select pg_sleep(0.3)")
+    asked = _chunks(*await _enqueued(stage, Count()))
+    await stage.comes_to("attempt:Attempt._read:1")
+    await old.execute("rollback")
+    return asked
 
 
 async def batch(stage: Stage) -> Asked:
@@ -277,6 +321,11 @@ async def rolling_back(stage: Stage) -> Asked:
     return _once(await _direct(stage, Play(does="roll back")))
 
 
+async def overtaken(stage: Stage) -> Asked:
+    """Another worker has counted the failure that this one wants to note."""
+    return _once(await _direct(stage, Play(does="be overtaken")))
+
+
 async def held(stage: Stage) -> Asked:
     """A worker that was stopped in mid-transaction holds the run's lock."""
     job_id = uuid4().hex
@@ -324,11 +373,13 @@ async def aborted(stage: Stage) -> Asked:
 
 SCENARIOS = (
     *(Scenario(ask.__name__, ask) for ask in (outbox, direct, failing, failing_direct, chunked, chunked_direct)),
+    *(Scenario(ask.__name__, ask) for ask in (parted, parted_direct)),
+    Scenario("held_back", held_back, settings={"max_transaction_age": 0.25}),
     *(Scenario(ask.__name__, ask) for ask in (batch, failing_batch, unkept, failing_unkept, keyed, refused)),
     Scenario("cron", cron, schedule=[YEARLY]),
     *(Scenario(ask.__name__, ask, settings={"sweep_interval": 0.02}) for ask in (swept, duplicate)),
     *(Scenario(ask.__name__, ask) for ask in (wiped, unreadable, expired, aborted)),
-    *(Scenario(ask.__name__, ask) for ask in (snoozing, cancelling, enqueueing, rolling_back, held)),
+    *(Scenario(ask.__name__, ask) for ask in (snoozing, cancelling, enqueueing, rolling_back, overtaken, held)),
     *(Scenario(ask.__name__, ask, schedule=[YEARLY]) for ask in (away, first_deploy)),
     Scenario("burst", outbox, burst=True),
 )

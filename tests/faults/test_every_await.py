@@ -54,5 +54,4 @@ async def test_each_job_is_applied_once_whatever_happens_at_any_await(
     missed = {name: source for name, source in sites.items() if name not in found.reached}
     assert {name: source for name, source in missed.items() if name not in UNREACHED | BY_CHANCE} == {}
     assert UNREACHED.keys() - missed.keys() == set(), "these are reached now, or are gone: take them out of UNREACHED"
-    never = [site for site, _ in found.left if site not in BY_CHANCE]
-    assert len(never) <= len(sites) // 10, f"too many were come to once and not again: {never}"
+    assert found.spared - BY_CHANCE.keys() == set(), "these were come to, and nothing struck them"
