@@ -15,7 +15,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util.concurrency import in_greenlet
 
 from worker.guard import Guard, GuardedSession, watch
-from worker.hosts import each_host, missing_file, names_attributes
+from worker.hosts import certificates_fault, each_host, names_attributes
 from worker.settings import SettingsError
 
 Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -137,11 +137,11 @@ def _hosts(url: str) -> list[str]:
     """Raises SettingsError."""
     try:
         hosts = each_host(plain_url(url))
-        missing = missing_file(url)
+        fault = certificates_fault(url)
     except ValueError as error:
         raise SettingsError(UNREADABLE) from error
-    if missing:
-        raise SettingsError(f"DATABASE_URL can't be used: its {missing} names a file that isn't there; correct it.")
+    if fault:
+        raise SettingsError(f"DATABASE_URL can't be used: {fault}.")
     return hosts
 
 

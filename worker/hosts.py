@@ -4,6 +4,7 @@ asyncpg tries several hosts too, within one timeout for all of them: a first hos
 refuse, takes all of it, and the one that was promoted is never asked.
 """
 
+import os
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -33,10 +34,19 @@ def names_attributes(url: str) -> bool:
     return "target_session_attrs" in dict(parse_qsl(urlsplit(url).query))
 
 
-def missing_file(url: str) -> str | None:
-    """Which of the options that name a file of certificates names one that isn't there."""
+def certificates_fault(url: str) -> str | None:
+    """What is wrong with the files of certificates that it names, or should. None: nothing that shows from here."""
     query = dict(parse_qsl(urlsplit(url).query))
-    return next((name for name in FILES if name in query and not Path(query[name]).exists()), None)
+    missing = next((name for name in FILES if name in query and not Path(query[name]).exists()), None)
+    if missing:
+        return f"its {missing} names a file that isn't there; correct it"
+    is_checked = query.get("sslmode") in {"verify-ca", "verify-full"}
+    has_root = "sslrootcert" in query or "PGSSLROOTCERT" in os.environ or HOME_ROOT.expanduser().exists()
+    if is_checked and not has_root:
+        return f"its sslmode is {query['sslmode']}, and it names no certificates to check with; add sslrootcert=FILE"
+    return None
 
 
 FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+HOME_ROOT = Path("~/.postgresql/root.crt")
+"""Where libpq and asyncpg look for them by themselves."""

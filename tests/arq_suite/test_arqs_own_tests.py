@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,14 +36,30 @@ def server() -> Iterator[EmbeddedValkey]:
         yield server
 
 
-def run(worker_class: str, server: EmbeddedValkey, directory: Path) -> Told:
-    """How each test of arq's ended with `worker_class`."""
+def failures(worker_class: str, server: EmbeddedValkey, directory: Path) -> dict[str, str]:
+    """Those of arq's tests that fail with `worker_class`, and why.
+
+    What fails runs once more, alone: one of them allows a millisecond between a command and the next, whatever else the
+    machine does meanwhile.
+    """
     if not (ARQ / ".ready").exists():
         pytest.fail("arq's tests are not there; make them with: make .arq/.ready", pytrace=False)
     shutil.copytree(ARQ / "sdist" / "tests", directory / "tests")
+    ended = run(worker_class, server, directory)
+    assert {test for test, (outcome, _) in ended.items() if outcome == "skipped"} == SKIPPED
+    assert len(ended) - len(SKIPPED) == TESTS
+    failed = [test for test, (outcome, _) in ended.items() if outcome == "failed"]
+    again = run(worker_class, server, directory, failed) if failed else {}
+    return {test: why for test, (outcome, why) in again.items() if outcome == "failed"}
+
+
+def run(worker_class: str, server: EmbeddedValkey, directory: Path, only: Sequence[str] = ()) -> Told:
+    """How each test of arq's ended with `worker_class`."""
     told = directory / "told.json"
+    told.unlink(missing_ok=True)
+    own = ("--worker-class", worker_class, "--told", told)
     done = subprocess.run(
-        [ARQ / "venv" / "bin" / "python", "-m", "pytest", *OPTIONS, "--worker-class", worker_class, "--told", told],
+        [ARQ / "venv" / "bin" / "python", "-m", "pytest", *OPTIONS, *own, *only],
         cwd=directory,
         env={"PATH": os.environ["PATH"], "REDIS_URL": server.url, "PYTHONPATH": f"{STAGE}:{ROOT}"},
         capture_output=True,
@@ -53,22 +69,16 @@ def run(worker_class: str, server: EmbeddedValkey, directory: Path) -> Told:
     )
     assert told.exists(), done.stdout + done.stderr
     ended: Told = json.loads(told.read_text())
-    assert {test for test, (outcome, _) in ended.items() if outcome == "skipped"} == SKIPPED
-    assert len(ended) - len(SKIPPED) == TESTS
     return ended
-
-
-def failures(told: Told) -> dict[str, str]:
-    return {test: why for test, (outcome, why) in told.items() if outcome == "failed"}
 
 
 def test_the_stock_worker_passes_them_all(server: EmbeddedValkey, tmp_path: Path) -> None:
     """What fails with ours is ours, then."""
-    assert failures(run(STOCK, server, tmp_path)) == {}
+    assert failures(STOCK, server, tmp_path) == {}
 
 
 def test_ours_passes_them_but_for_what_the_design_promises(server: EmbeddedValkey, tmp_path: Path) -> None:
-    failed = failures(run(OURS, server, tmp_path))
+    failed = failures(OURS, server, tmp_path)
     unexpected = {test: why for test, why in failed.items() if test not in DIFFERENCES}
     assert not unexpected, "\n\n".join(f"{test}\n{why}" for test, why in unexpected.items())
     assert failed.keys() == DIFFERENCES.keys(), "These pass, so they differ no more; take them out of the table."

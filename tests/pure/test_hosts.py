@@ -1,8 +1,10 @@
 """A URL of several hosts is one URL for each, with all the rest of it."""
 
+from pathlib import Path
+
 import pytest
 
-from worker.hosts import each_host, missing_file, names_attributes
+from worker.hosts import certificates_fault, each_host, names_attributes
 
 
 @pytest.mark.parametrize(
@@ -32,5 +34,20 @@ def test_whether_a_url_asks_for_a_kind_of_server() -> None:
 
 
 def test_a_file_of_certificates_that_isnt_there_is_named() -> None:
-    assert missing_file("postgresql://h/db?sslmode=verify-full&sslrootcert=/no/such/file") == "sslrootcert"
-    assert missing_file(f"postgresql://h/db?sslrootcert={__file__}") is None
+    fault = certificates_fault("postgresql://h/db?sslmode=verify-full&sslrootcert=/no/such/file")
+    assert fault == "its sslrootcert names a file that isn't there; correct it"
+    assert certificates_fault(f"postgresql://h/db?sslrootcert={__file__}") is None
+
+
+def test_certificates_that_are_to_be_checked_need_some_to_check_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("PGSSLROOTCERT", raising=False)
+    url = "postgresql://h/db?sslmode=verify-full"
+    assert certificates_fault(url) == (
+        "its sslmode is verify-full, and it names no certificates to check with; add sslrootcert=FILE"
+    )
+    (tmp_path / ".postgresql").mkdir()
+    (tmp_path / ".postgresql/root.crt").touch()
+    assert certificates_fault(url) is None
