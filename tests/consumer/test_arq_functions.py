@@ -5,7 +5,7 @@ import os
 import pickle
 import signal
 import sys
-from asyncio.subprocess import PIPE, STDOUT
+from asyncio.subprocess import STDOUT
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -167,22 +167,26 @@ async def test_a_job_that_comes_to_an_idle_worker_from_our_client_wakes_it(arq: 
 
 
 @pytest.mark.leaves_keys("what ran, and by whom, is read after the workers have ended")
-async def test_beside_a_stock_worker_on_one_queue_each_job_runs_once(arq: ArqRedis, make: Make, redis_url: str) -> None:
+async def test_beside_a_stock_worker_on_one_queue_each_job_runs_once(
+    arq: ArqRedis, make: Make, redis_url: str, tmp_path: Path
+) -> None:
     """The first jobs wait for each other, so that both workers have some."""
     for n in range(2_000):
         await arq.enqueue_job("run", _job_id=f"job-{n}")
-    process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("arq"), "tests.consumer.mixed.WorkerSettings",
-        env={"PATH": os.environ["PATH"], "REDIS_URL": redis_url}, stdout=PIPE, stderr=STDOUT, start_new_session=True,
-    )  # fmt: skip
+    log = tmp_path / "arq.log"  # a pipe would hold it up once it is full
+    with log.open("wb") as written:
+        process = await asyncio.create_subprocess_exec(
+            Path(sys.executable).with_name("arq"), "tests.consumer.mixed.WorkerSettings", stdout=written, stderr=STDOUT,
+            env={"PATH": os.environ["PATH"], "REDIS_URL": redis_url}, start_new_session=True,
+        )  # fmt: skip
     try:
         ours = make(run)
         await ours.main()
     finally:
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(30):
-            told, _ = await process.communicate()
+            await process.wait()
     by_whom = await ran(arq)
-    assert sorted(by_whom) == sorted(f"job-{n}" for n in range(2_000)), told.decode()
+    assert sorted(by_whom) == sorted(f"job-{n}" for n in range(2_000)), log.read_text()
     assert set(by_whom.values()) == {(os.getpid(),), (process.pid,)}
     assert ours.jobs_complete == sum(pids == (os.getpid(),) for pids in by_whom.values())

@@ -4,9 +4,10 @@ import asyncio
 import os
 import signal
 import sys
-from asyncio.subprocess import PIPE, STDOUT, Process
+from asyncio.subprocess import STDOUT, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from arq.connections import ArqRedis, RedisSettings
@@ -30,7 +31,21 @@ from worker.wire import JobFailed
 LOCK = 7
 ARQ = str(Path(sys.executable).with_name("arq"))
 
-RunArq = Callable[..., Awaitable[Process]]
+
+class RunningArq(NamedTuple):
+    """An `arq` command, and the file that it writes to: a pipe that nobody reads would hold it up when it is full."""
+
+    process: Process
+    log: Path
+
+    async def output(self) -> str:
+        """All that it has written, once it has ended."""
+        async with asyncio.timeout(30):
+            await self.process.wait()
+        return self.log.read_text()
+
+
+RunArq = Callable[..., Awaitable[RunningArq]]
 
 
 @pytest.fixture
@@ -38,26 +53,22 @@ async def run_arq(database_url: str, redis_url: str, tmp_path: Path) -> AsyncIte
     """Start the `arq` command; what still runs when the test ends is killed."""
     started: list[Process] = []
 
-    async def start(*options: str, settings: str = "jobs.app.WorkerSettings") -> Process:
+    async def start(*options: str, settings: str = "jobs.app.WorkerSettings") -> RunningArq:
         env = {"PATH": os.environ["PATH"], "DATABASE_URL": database_url, "REDIS_URL": redis_url}
-        process = await asyncio.create_subprocess_exec(
-            ARQ, settings, *options, env={**env, "WORKER_FILES_DIR": str(tmp_path)},
-            stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=STDOUT, start_new_session=True,
-        )  # fmt: skip
+        log = tmp_path / f"arq-{len(started)}.log"
+        with log.open("wb") as written:
+            process = await asyncio.create_subprocess_exec(
+                ARQ, settings, *options, env={**env, "WORKER_FILES_DIR": str(tmp_path)},
+                stdin=asyncio.subprocess.DEVNULL, stdout=written, stderr=STDOUT, start_new_session=True,
+            )  # fmt: skip
         started.append(process)
-        return process
+        return RunningArq(process, log)
 
     yield start
     for process in started:
         if process.returncode is None:
             process.kill()
-        await process.communicate()
-
-
-async def output(process: Process) -> str:
-    async with asyncio.timeout(30):
-        written, _ = await process.communicate()
-    return written.decode()
+        await process.wait()
 
 
 async def test_it_runs_jobs_from_the_outbox_and_from_redis_each_once(
@@ -71,7 +82,7 @@ async def test_it_runs_jobs_from_the_outbox_and_from_redis_each_once(
     direct = await Queue(arq).enqueue(CreateUser(email="bob@example.com", name="Bob"))
     assert direct is not None
     message = await arq.get(f"arq:job:{direct}")
-    process = await run_arq()
+    running = await run_arq()
 
     async def is_empty() -> bool:
         await session.rollback()
@@ -83,9 +94,9 @@ async def test_it_runs_jobs_from_the_outbox_and_from_redis_each_once(
     await arq.set(f"arq:job:{direct}", message)
     await arq.zadd("arq:queue", {direct: 1})
     again = await ArqJob(direct, arq, _deserializer=arq.job_deserializer).result(timeout=20, poll_delay=0.05)
-    process.send_signal(signal.SIGTERM)
-    told = await output(process)
-    assert process.returncode == 0, told
+    running.process.send_signal(signal.SIGTERM)
+    told = await running.output()
+    assert running.process.returncode == 0, told
     statuses = dict((await session.execute(select(Run.id, Run.status))).all())
     assert statuses == {outbox: "completed", chunked: "completed", dead: "dead", direct: "completed"}
     bob = select(User.id).where(User.email == "bob@example.com")
@@ -103,7 +114,7 @@ async def test_a_signal_rolls_the_job_back_and_the_next_worker_does_it_with_no_a
     await session.commit()
     async with engine.begin() as lock:
         await lock.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-        process = await run_arq(settings=settings)
+        running = await run_arq(settings=settings)
 
         async def is_waiting() -> bool:
             await session.rollback()  # a transaction sees pg_stat_activity as it was at its first look
@@ -111,11 +122,11 @@ async def test_a_signal_rolls_the_job_back_and_the_next_worker_does_it_with_no_a
             return bool((await session.execute(waiting)).scalar_one())
 
         await wait_until(is_waiting, timeout=30)
-        process.send_signal(signal.SIGTERM)
-        assert "began" in await output(process)
-        assert process.returncode == 0
+        running.process.send_signal(signal.SIGTERM)
+        assert "began" in await running.output()
+        assert running.process.returncode == 0
         assert await effects() == []
-    await output(await run_arq("--burst", settings=settings))
+    await (await run_arq("--burst", settings=settings)).output()
     assert await effects() == [job_id]
     await session.rollback()
     run = (await session.execute(select(Run))).scalar_one()
@@ -128,7 +139,7 @@ async def test_beside_our_worker_on_one_queue_each_job_runs_once(
     async with engine.begin() as lock:
         await lock.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         ids = await Queue(arq).enqueue_many(Mark(lock=LOCK) for _ in range(2_000))
-        process = await run_arq(settings="tests.consumer.app.WorkerSettings")
+        running = await run_arq(settings="tests.consumer.app.WorkerSettings")
         async with work(*app.handlers.values()):
 
             async def both_hold_some() -> bool:
@@ -143,17 +154,17 @@ async def test_beside_our_worker_on_one_queue_each_job_runs_once(
                 return not await arq.exists("arq:queue")
 
             await wait_until(is_empty, timeout=60)
-    process.send_signal(signal.SIGTERM)
-    await output(process)
+    running.process.send_signal(signal.SIGTERM)
+    await running.output()
     marks = [mark.split() for mark in await effects()]
     assert [job_id for job_id, _ in marks] == sorted(ids)
-    assert {int(pid) for _, pid in marks} == {os.getpid(), process.pid}
+    assert {int(pid) for _, pid in marks} == {os.getpid(), running.process.pid}
 
 
 async def test_its_check_option_asks_the_same_redis(run_arq: RunArq) -> None:
-    process = await run_arq("--check")
-    assert "no health check sentinel" in await output(process)
-    assert process.returncode == 1
+    running = await run_arq("--check")
+    assert "no health check sentinel" in await running.output()
+    assert running.process.returncode == 1
 
 
 def test_no_setting_makes_the_import_fail() -> None:
