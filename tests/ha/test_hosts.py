@@ -16,7 +16,8 @@ from tests.support.networked import HBA, NetworkedPostgres
 from tests.support.processes import WorkerProcess
 from tests.support.waiting import wait_until
 from worker.database import create_engine
-from worker.dev import EmbeddedValkey, _free_port, _Server
+from worker.dev import EmbeddedValkey
+from worker.dev.server import Server, free_port
 from worker.migrate import migrate
 from worker.outbox import enqueue
 
@@ -40,7 +41,7 @@ def server(network: Network) -> Iterator[NetworkedPostgres]:
 
 @pytest.fixture
 def valkey_url(network: Network) -> Iterator[str]:
-    process, port = _Server("Valkey", Signals.SIGTERM), _free_port()
+    process, port = Server("Valkey", Signals.SIGTERM), free_port()
     binary = EmbeddedValkey()._binary
 
     def answers() -> bool:

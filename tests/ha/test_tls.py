@@ -17,7 +17,8 @@ from tests.ha.load import ENV
 from tests.support.networked import HBA, NetworkedPostgres
 from worker.broker import arq_settings, connect_blocking, connect_broker, is_untrusted
 from worker.database import DatabaseAway, connect
-from worker.dev import UNPRIVILEGED_USER, _free_port, _Server
+from worker.dev.server import Server, free_port
+from worker.dev.user import UNPRIVILEGED_USER
 from worker.migrate import migrate
 from worker.settings import SettingsError
 
@@ -76,7 +77,7 @@ def postgres_tls(ca: Authority) -> Iterator[NetworkedPostgres]:
 def redis_tls(ca: Authority) -> Iterator[str]:
     """Start a Redis that has no other port than one for TLS."""
     assert REDIS is not None
-    server, port = _Server("Redis", Signals.SIGTERM), _free_port()
+    server, port = Server("Redis", Signals.SIGTERM), free_port()
     own, user = server.directory, UNPRIVILEGED_USER if os.geteuid() == 0 else None
     key, certificate = ca.issue("localhost")
     (own / "key").write_text(key)

@@ -20,7 +20,8 @@ from tests.ha.app import TABLES
 from tests.ha.load import ENV, load_on
 from tests.support.waiting import wait_until
 from worker.database import create_engine
-from worker.dev import EmbeddedPostgres, EmbeddedValkey, _free_port, _Server
+from worker.dev import EmbeddedPostgres, EmbeddedValkey
+from worker.dev.server import Server, free_port
 
 SENTINEL = """
 port {port}
@@ -39,12 +40,12 @@ class Cluster:
     def __init__(self, stack: ExitStack) -> None:
         self.primary, self.replica = (stack.enter_context(EmbeddedValkey()) for _ in range(2))
         _ask(self.replica.url, "REPLICAOF", "127.0.0.1", _port(self.primary))
-        self.ports = [_free_port() for _ in range(3)]
+        self.ports = [free_port() for _ in range(3)]
         for port in self.ports:
             self._start_sentinel(stack, port)
 
     def _start_sentinel(self, stack: ExitStack, port: int) -> None:
-        server = _Server("Sentinel", Signals.SIGTERM)
+        server = Server("Sentinel", Signals.SIGTERM)
         stack.callback(server.remove)
         config = Path(server.directory) / "conf"
         config.write_text(SENTINEL.format(port=port, primary=_port(self.primary)))

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from worker.dev import EmbeddedPostgres, EmbeddedServerError, _free_port, _group_of
+from worker.dev import EmbeddedPostgres, EmbeddedServerError
+from worker.dev.server import free_port
+from worker.dev.user import group_of
 
 HBA = "local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 trust\n"
 
@@ -23,7 +25,7 @@ class NetworkedPostgres(EmbeddedPostgres):
         installed: Path | None = None,
         hba: str = HBA,
     ) -> None:
-        self.address, self.port = address, _free_port()
+        self.address, self.port = address, free_port()
         given = {"listen_addresses": address, "port": str(self.port), **(options or {})}
         super().__init__(durable=False, options=given, installed=installed)
         hba_file = self.own_file("hba", hba)
@@ -63,7 +65,7 @@ class Standby(NetworkedPostgres):
         done = subprocess.run(
             [str(standby._server_bin / "pg_basebackup"), "-d", source, "-D", str(data), "-c", "fast", "--no-sync"],
             capture_output=True, text=True, check=False, cwd="/", env={"PATH": os.environ["PATH"], "HOME": "/"},
-            user=user, group=_group_of(user), extra_groups=None if user is None else (),
+            user=user, group=group_of(user), extra_groups=None if user is None else (),
         )  # fmt: skip
         if done.returncode != 0:
             standby.close()

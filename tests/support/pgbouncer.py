@@ -9,7 +9,9 @@ from typing import Self
 
 import pytest
 
-from worker.dev import UNPRIVILEGED_USER, EmbeddedPostgres, _Server
+from worker.dev import EmbeddedPostgres
+from worker.dev.server import Server
+from worker.dev.user import UNPRIVILEGED_USER
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="PgBouncer (Debian's pgbouncer) isn't installed here")
@@ -39,7 +41,7 @@ class PgBouncer:
     def __init__(self, postgres: EmbeddedPostgres, pool_size: int = 20, ignored: str = "extra_float_digits") -> None:
         """pool_size: connections to the server for each database. ignored: the startup parameters that it swallows."""
         self._postgres = postgres
-        self._server = _Server("PgBouncer", Signals.SIGINT)
+        self._server = Server("PgBouncer", Signals.SIGINT)
         self._pool_size, self._ignored = pool_size, ignored
         self._psql = postgres._client_bin / "psql"
 
