@@ -1,5 +1,6 @@
 """Where log lines go and how they look, whoever wrote them."""
 
+import asyncio
 import io
 import json
 import logging
@@ -14,6 +15,7 @@ from arq.logs import default_log_config
 
 from tests.reporting.conftest import settings_with
 from tests.reporting.subjects import raised
+from worker.database import RuntimePool
 from worker.reporting.logs import configure
 
 
@@ -96,6 +98,15 @@ def test_libraries_that_quote_data_are_quiet_even_at_debug(library: str, capsys:
     logging.getLogger(library).info("users.create(email='ann@example.org')")
     logging.getLogger(library).error("something is wrong")
     assert [line["event"] for line in lines(capsys)] == ["something is wrong"]
+
+
+def test_a_connection_whose_closing_is_cancelled_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(settings_with())
+    pool = logging.getLogger(RuntimePool.__module__ + "." + RuntimePool.__name__)
+    for error in (asyncio.CancelledError(), OSError("gone")):
+        pool.error("Exception closing connection", exc_info=error)
+    [line] = lines(capsys)
+    assert (line["level"], "OSError" in line["exception"]) == ("error", True)
 
 
 def test_alembic_says_what_it_migrates(capsys: pytest.CaptureFixture[str]) -> None:

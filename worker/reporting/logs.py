@@ -17,11 +17,13 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from worker.reporting.bound import add_bound
 from worker.reporting.tracebacks import without_texts
 
+POOL = "worker.database.RuntimePool"
+"""SQLAlchemy names a pool's logger by its class."""
 QUIET = {
     "arq": logging.WARNING,
     "asyncio": logging.WARNING,
     "sqlalchemy": logging.WARNING,
-    "worker.database.RuntimePool": logging.WARNING,  # SQLAlchemy names a pool's logger by its class
+    POOL: logging.WARNING,
     "urllib3": logging.ERROR,
 }
 """From which level on these are heard. Below it they chatter, and some of them quote payloads and rows.
@@ -90,6 +92,7 @@ def configure(settings: LogSettings) -> None:
     root.setLevel(level)
     for library, least in QUIET.items():
         logging.getLogger(library).setLevel(max(level, least))
+    logging.getLogger(POOL).addFilter(_is_no_cancellation)
     logging.captureWarnings(capture=True)
     arq = logging.getLogger("arq")
     arq.handlers = [other for other in arq.handlers if other.get_name() != ARQ_HANDLER]
@@ -171,6 +174,11 @@ def _name_errors(record: logging.LogRecord) -> bool:
     elif isinstance(record.args, tuple):
         record.args = tuple(type(arg).__name__ if isinstance(arg, BaseException) else arg for arg in record.args)
     return True
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """A connection that is being closed when the process is told to end isn't closed in order, and that is no fault."""
+    return not isinstance(_error_of(record.exc_info), asyncio.CancelledError)
 
 
 def tell_loop_errors(loop: asyncio.AbstractEventLoop) -> None:
