@@ -285,6 +285,6 @@ async def test_an_update_that_the_driver_cant_send_leaves_the_planner_as_it_was(
     small = Table("small", MetaData(), Column("id", Integer, primary_key=True), Column("n", Integer))
     async with AsyncSession(plain) as session:
         await session.execute(CreateTable(small))
-        with pytest.raises(DBAPIError):
+        with pytest.raises(asyncpg.DataError):
             await update_many(session, small, [small.c.id, small.c.n], [(1, 2**40)])
         assert (await session.execute(text("show enable_seqscan"))).scalar_one() == "on"
