@@ -6,7 +6,7 @@ transaction mode. One that is kept and emptied was no quicker (docs/adr/0017-bul
 
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import BigInteger, Column, Table, TableClause, column, table
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,23 +19,35 @@ LONGEST_TARGET = 32
 
 
 async def stage(
-    session: AsyncSession, target: Table, columns: Sequence[Column[Any]], rows: Iterable[Values]
+    session: AsyncSession,
+    target: Table,
+    columns: Sequence[Column[Any]],
+    rows: Iterable[Values],
+    *,
+    counted: bool = True,
 ) -> TableClause:
-    """Fill a temporary table that has these columns of `target`, and POSITION; of two calls the last one's."""
+    """Fill a temporary table that has these columns of `target`, and POSITION if `counted`.
+
+    To scan it finds the rows in the order in which they were given. Another call for the same columns replaces it.
+    """
     driver = await driver_in_transaction(session)
     await settle_types(session, columns)
     dialect = (await session.connection()).dialect
     # Named after its target and its columns: the driver remembers the types of a table's columns by name.
-    shape = f"{target.fullname} {[(each.name, str(each.type)) for each in columns]}"
+    shape = f"{target.fullname} {counted} {[(each.name, str(each.type)) for each in columns]}"
     name = f"ratchet_{target.name[:LONGEST_TARGET]}_{sha256(shape.encode()).hexdigest()[:16]}"
     quote = dialect.identifier_preparer
     staged, own = quote.quote(name), ", ".join(quote.quote(each.name) for each in columns)
+    position = f"0::bigint as {POSITION}, " if counted else ""
     # Every name is quoted, and none of them is a value.
     await driver.execute(
         f"drop table if exists pg_temp.{staged}; create temporary table {staged} on commit drop as "  # noqa: S608 - see above
-        f"select 0::bigint as {POSITION}, {own} from {quote.format_table(target)} with no data"
+        f"select {position}{own} from {quote.format_table(target)} with no data"
     )
-    counted = ((number, *row) for number, row in enumerate(adapted(rows, columns, dialect)))
-    names = [POSITION, *(each.name for each in columns)]
-    await driver.copy_records_to_table(name, columns=names, records=counted)
-    return table(name, column(POSITION, BigInteger), *(column(each.name, each.type) for each in columns))
+    given, names = adapted(rows, columns, dialect), [each.name for each in columns]
+    fields = [column(each.name, each.type) for each in columns]
+    if counted:
+        given, names = ((number, *row) for number, row in enumerate(given)), [POSITION, *names]
+        fields = [column(POSITION, BigInteger), *fields]
+    await driver.copy_records_to_table(name, columns=names, records=cast("Any", given))
+    return table(name, *fields)

@@ -23,8 +23,6 @@ from worker.database import create_engine
 
 SHARE = 10
 """Rows for each of the bench's jobs: 100,000."""
-SLICE = 10_000
-"""Rows a call of `update_many`."""
 OURS, IMPORT, PSQL = "worker.bulk", "users.import", r"psql \copy"
 INSERT_LIST, ADD_ALL, RECORDS = "session.execute(insert, list)", "add_all", "asyncpg copy_records"
 UPDATE_ONE, BY_KEY, UNNEST, STAGED = "one UPDATE … WHERE", "ORM by key", "unnest", "staged COPY"
@@ -109,9 +107,7 @@ def updaters(bench: Bench, count: int) -> dict[str, Measure]:
     names = [f"New name {user_id}" for user_id in ids]
 
     async def ours(session: AsyncSession) -> None:
-        for first in range(0, count, SLICE):
-            rows = zip(ids[first : first + SLICE], names[first : first + SLICE], strict=True)
-            await update_many(session, User, [User.id, User.name], rows)
+        await update_many(session, User, [User.id, User.name], zip(ids, names, strict=True))
 
     async def one(session: AsyncSession) -> None:
         driver = await _driver(session)

@@ -7,13 +7,14 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import JSON, BigInteger, Column, Enum, Integer, MetaData, Table, Text, func, select, text
+from sqlalchemy import ARRAY, JSON, BigInteger, Column, Enum, Integer, MetaData, Table, Text, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.schema import CreateTable
 
 from jobs.users.models import User
 from tests.support.waiting import wait_until
+from worker import updating
 from worker.app import App
 from worker.bulk import Upserted, copy_rows, update_many, upsert
 from worker.errors import SessionMisuse
@@ -167,6 +168,13 @@ async def test_an_upsert_counts_by_key_and_the_last_row_of_a_key_wins(engine: As
     assert await users(engine) == [("A@x", "Ay"), ("B@X", "Bee"), ("c@x", "C!")]
 
 
+@pytest.fixture(params=["arrays", "staged"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of an update, whatever its size."""
+    monkeypatch.setattr(updating, "STAGED_FROM", 1 if request.param == "staged" else 1_000)
+
+
+@pytest.mark.usefixtures("either_way")
 async def test_an_update_sets_each_row_by_key_and_skips_unknown_keys(engine: AsyncEngine) -> None:
     async with AsyncSession(engine) as session, session.begin():
         await copy_rows(session, User, COLUMNS, [("a@x", "A"), ("b@x", "B")])
@@ -186,6 +194,7 @@ async def test_an_update_with_wrong_columns_is_refused(engine: AsyncEngine, colu
             await update_many(session, User, columns, [])
 
 
+@pytest.mark.usefixtures("either_way")
 async def test_two_updates_of_the_same_rows_in_opposite_order_never_deadlock(engine: AsyncEngine) -> None:
     """Both meet a row in the middle that is locked. Were they to take their rows as given, each would then hold what
     the other waits for.
@@ -279,6 +288,22 @@ async def test_two_tables_of_one_name_are_two(plain: AsyncEngine) -> None:
             assert await upsert(session, named, [named.c.id, named.c.v], [(1, value)], key=[named.c.id]) == Upserted(
                 1, 0
             )
+
+
+@pytest.mark.usefixtures("either_way")
+async def test_an_update_sets_arrays_and_enums_and_one_after_another(plain: AsyncEngine) -> None:
+    kind = Enum(Colour, name="colour", values_callable=lambda colours: [each.value for each in colours])
+    things = Table(
+        "things", MetaData(), Column("id", Integer, primary_key=True), Column("tags", ARRAY(Text)), Column("kind", kind)
+    )
+    async with AsyncSession(plain) as session:
+        await session.run_sync(lambda sync: things.create(sync.connection()))
+        await session.execute(insert(things), [{"id": 1}, {"id": 2}])
+        tagged = [(2, ["b", "c"]), (1, None)]
+        assert await update_many(session, things, [things.c.id, things.c.tags], tagged) == 2
+        assert await update_many(session, things, [things.c.id, things.c.kind], [(1, Colour.RED), (2, None)]) == 2
+        found = await session.execute(select(things).order_by(things.c.id))
+        assert [tuple(row) for row in found] == [(1, None, Colour.RED), (2, ["b", "c"], None)]
 
 
 async def test_an_update_that_the_driver_cant_send_leaves_the_planner_as_it_was(plain: AsyncEngine) -> None:
