@@ -45,6 +45,14 @@ async def test_columns_and_entities_are_streamed(session: AsyncSession) -> None:
     assert [rows async for rows in stream(session, select(Taken.name).where(Taken.name == ""))] == []
 
 
+@pytest.mark.parametrize("size", [1, 49, 50, 51, 1_000, 6_000])
+async def test_each_row_comes_once_and_whole_at_any_size(session: AsyncSession, size: int) -> None:
+    about = func.jsonb_build_object("n", N, type_=JSONB)  # which SQLAlchemy reads, and not the driver
+    batches = [rows async for rows in stream(session, select(N, about.label("about")), size=size)]
+    assert [(row.n, row.about) for rows in batches for row in rows] == [(n, {"n": n}) for n in range(1, 5_001)]
+    assert {len(rows) for rows in batches[:-1]} <= {size}
+
+
 async def test_a_stream_sees_one_snapshot_whichever_batch(session: AsyncSession, bench: Bench) -> None:
     await bench.all("insert into taken values ('a'), ('b'), ('c'), ('d'), ('e')")
     seen: list[str] = []
