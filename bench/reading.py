@@ -3,6 +3,8 @@
     python -P -m bench.reading stream 1000000 postgresql://…
     python -P -m bench.reading export csv /tmp postgresql://…
 
+The garbage collector is set as a worker sets it, whoever reads.
+
 Prints {"seconds": …, "rows": …, "ids": the sum of the ids}.
 """
 
@@ -23,6 +25,7 @@ from jobs.users.export import export_users
 from jobs.users.models import User
 from worker.bulk import stream
 from worker.database import create_engine
+from worker.garbage import settle_heap
 
 SIZE = 1_000
 """Rows a fetch, for all of them."""
@@ -98,6 +101,7 @@ async def read(how: str, rows: int, url: str) -> dict[str, float]:
     async with AsyncSession(engine) as session:
         await READERS[how](session, 10)  # connects, and compiles what there is to compile
         await session.rollback()
+        settle_heap()
         began = perf_counter()
         count, ids = await READERS[how](session, rows)
         seconds = perf_counter() - began
@@ -111,6 +115,7 @@ async def export(kind: str, folder: str, url: str) -> dict[str, float]:
     job = ExportUsers.model_validate({"path": f"users.{kind}", "format": kind})
     async with AsyncSession(engine) as session:
         await session.execute(select(1))
+        settle_heap()
         began = perf_counter()
         done = await export_users(job, session, files=Files(Path(folder)))
         await session.commit()

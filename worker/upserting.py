@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Boolean, Column, ColumnElement, Row, Table, TableClause, func, literal_column, select
+from sqlalchemy import Boolean, Column, ColumnElement, Dialect, Row, Table, TableClause, func, literal_column, select
 from sqlalchemy.dialects.postgresql import Insert, distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
@@ -13,8 +13,10 @@ from sqlalchemy.sql.visitors import replacement_traverse
 from worker.copying import Target, TargetColumn, Values, columns_of, table_of
 from worker.staging import POSITION, stage
 
-INSERTED = literal_column("xmax = 0", Boolean)
+NO_LOCKER = literal_column("xmax = 0", Boolean)
 """A row version that this statement made anew has no xmax; one that it updated was locked first, and has."""
+NO_OLD_ROW = literal_column("old.ctid is null", Boolean)
+"""The same for PostgreSQL 18, of a table in partitions too, whose xmax no INSERT can return."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +46,19 @@ async def upsert(
 
     Sent are a COPY into a temporary table and one INSERT … SELECT … ON CONFLICT, which takes the rows in the order of
     their key, so that two upserts never wait for each other in a circle. Raises the driver's errors for a value that
-    its column can't hold, and SQLAlchemy's for the INSERT.
+    its column can't hold, and SQLAlchemy's for the INSERT: before PostgreSQL 18 for any table in partitions.
     """
     table = table_of(into)
     chosen = columns_of(table, columns)
     given = await stage(session, table, chosen, rows)
     statement = _statement(table, chosen, given, [_plain(part) for part in key], also or {})
+    is_new = _is_new(table, (await session.connection()).dialect).label("inserted")
     if returning:
-        answer = statement.returning(*columns_of(table, returning), INSERTED.label("inserted"))
+        answer = statement.returning(*columns_of(table, returning), is_new)
         found = (await session.execute(answer)).all()
         inserted = sum(row.inserted for row in found)
         return Upserted(inserted, len(found) - inserted, found)
-    done = statement.returning(INSERTED.label("inserted")).cte("done")
+    done = statement.returning(is_new).cte("done")
     count = select(func.count().filter(done.c.inserted), func.count()).select_from(done)
     inserted, total = (await session.execute(count)).one()
     return Upserted(inserted, total - inserted)
@@ -80,6 +83,12 @@ def _statement(
         column.expression.name: value for column, value in also.items()
     }
     return statement.on_conflict_do_update(index_elements=key, set_=new)
+
+
+def _is_new(table: Table, dialect: Dialect) -> ColumnElement[bool]:
+    """Beside a table of that name `old` would be the table."""
+    has_old = (dialect.server_version_info or ()) >= (18,) and table.name != "old"
+    return NO_OLD_ROW if has_old else NO_LOCKER
 
 
 def _plain(part: "TargetColumn | ColumnElement[Any]") -> ColumnElement[Any]:

@@ -20,6 +20,7 @@ from bench.shop import importing, open_shop
 from jobs.users.models import User
 from worker.bulk import copy_rows, update_many
 from worker.database import create_engine
+from worker.garbage import settle_heap
 
 SHARE = 10
 """Rows for each of the bench's jobs: 100,000."""
@@ -157,10 +158,14 @@ def updaters(bench: Bench, count: int) -> dict[str, Measure]:
 
 
 def timed(url: str, work: Work) -> float:
-    """Seconds that `work` takes in a session, with its commit; the connection was there before."""
+    """Seconds that `work` takes in a session, with its commit; the connection was there before.
+
+    The garbage collector is set as a worker sets it, whoever works.
+    """
 
     async def measure() -> float:
         async with _session(url) as session:
+            settle_heap()
             began = time.monotonic()
             await work(session)
             await session.commit()

@@ -292,7 +292,7 @@ async def test_two_tables_of_one_name_are_two(plain: AsyncEngine) -> None:
 
 @pytest.mark.usefixtures("either_way")
 async def test_an_update_sets_arrays_and_enums_and_one_after_another(plain: AsyncEngine) -> None:
-    kind = Enum(Colour, name="colour", values_callable=lambda colours: [each.value for each in colours])
+    kind = Enum(Colour, name="colour")
     things = Table(
         "things", MetaData(), Column("id", Integer, primary_key=True), Column("tags", ARRAY(Text)), Column("kind", kind)
     )
@@ -310,6 +310,6 @@ async def test_an_update_that_the_driver_cant_send_leaves_the_planner_as_it_was(
     small = Table("small", MetaData(), Column("id", Integer, primary_key=True), Column("n", Integer))
     async with AsyncSession(plain) as session:
         await session.execute(CreateTable(small))
-        with pytest.raises(asyncpg.DataError):
+        with pytest.raises(DBAPIError):
             await update_many(session, small, [small.c.id, small.c.n], [(1, 2**40)])
         assert (await session.execute(text("show enable_seqscan"))).scalar_one() == "on"

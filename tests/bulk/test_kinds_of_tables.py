@@ -1,0 +1,108 @@
+"""What `update_many` and `upsert` do with tables, keys and values of some kinds, and the order in which they write."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import CHAR, BigInteger, Column, MetaData, String, Table, Text, func, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.schema import CreateTable
+
+from worker.bulk import Upserted, copy_rows, update_many, upsert
+
+META = MetaData()
+BY_NUMBER = Table("by_number", META, Column("id", BigInteger, primary_key=True), Column("v", Text))
+BY_TEXT = Table("by_text", META, Column("id", Text, primary_key=True), Column("v", Text))
+BY_TWO = Table(
+    "by_two",
+    META,
+    Column("v", Text),
+    Column("a", BigInteger, primary_key=True),
+    Column("b", CHAR(6), primary_key=True),
+)
+SHORT = Table("short", META, Column("id", CHAR(2), primary_key=True), Column("v", String(3)))
+TOUCHED = Table(
+    "touched",
+    META,
+    Column("id", BigInteger, primary_key=True),
+    Column("v", Text),
+    Column("touched", Text, onupdate=func.upper("yes")),
+)
+PARTED = Table(
+    "parted",
+    META,
+    Column("id", BigInteger, primary_key=True),
+    Column("v", Text),
+    postgresql_partition_by="RANGE (id)",
+)
+
+
+def keys(table: Table) -> list[tuple[Any, ...]]:
+    if table is BY_TWO:
+        return [(a, f"b{b}") for a in range(20) for b in range(20)]
+    return [(f"k{number}" if table is BY_TEXT else number,) for number in range(400)]
+
+
+@pytest.mark.parametrize("table", [BY_NUMBER, BY_TEXT, BY_TWO], ids=lambda table: table.name)
+async def test_rows_are_written_in_the_order_of_their_key(engine: AsyncEngine, table: Table) -> None:
+    """A new version of a row goes behind those that the transaction has written before."""
+    key, given = list(table.primary_key.columns), keys(table)
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(CreateTable(table))
+        await copy_rows(session, table, [*key, table.c.v], [(*values, "old") for values in given])
+        new = [(*values, f"new {values}") for values in reversed(given)]
+        assert await update_many(session, table, [*key, table.c.v], new) == 400
+        written = (await session.execute(select(*key, table.c.v).order_by(text("ctid")))).all()
+        by_key = (await session.execute(select(*key).order_by(*key))).all()
+    assert [tuple(row[:-1]) for row in written] == [tuple(row) for row in by_key]
+    assert {row.v for row in written} == {row[-1] for row in new}
+
+
+async def test_a_text_that_is_too_long_is_refused_and_not_cut(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(CreateTable(SHORT))
+        columns = list(SHORT.c)
+        await copy_rows(session, SHORT, columns, [("a", "old")])
+        with pytest.raises(DBAPIError, match="too long"):
+            async with session.begin_nested():
+                await update_many(session, SHORT, columns, [("a", "longer")])
+        assert await update_many(session, SHORT, columns, [("a", "new"), ("a and more", "?")]) == 1
+        assert (await session.execute(select(SHORT))).all() == [("a ", "new")]
+
+
+async def test_what_a_column_sets_at_each_update_is_set(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(CreateTable(TOUCHED))
+        columns = [TOUCHED.c.id, TOUCHED.c.v]
+        await copy_rows(session, TOUCHED, columns, [(1, "old")])
+        assert await update_many(session, TOUCHED, columns, [(1, "new")]) == 1
+        assert (await session.execute(select(TOUCHED))).all() == [(1, "new", "YES")]
+
+
+async def test_rows_of_the_wrong_length_are_refused(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        with pytest.raises(ValueError, match="another number of values"):
+            await update_many(session, TOUCHED, [TOUCHED.c.id, TOUCHED.c.v], [(1, "a"), (2, "b", "c")])
+
+
+async def test_a_table_in_partitions_is_updated_and_upserted(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(CreateTable(PARTED))
+        await session.execute(text("create table low partition of parted for values from (0) to (10)"))
+        await session.execute(text("create table high partition of parted for values from (10) to (20)"))
+        columns, key = list(PARTED.c), [PARTED.c.id]
+        assert await upsert(session, PARTED, columns, [(5, "a"), (15, "b")], key=key) == Upserted(2, 0)
+        assert await upsert(session, PARTED, columns, [(15, "c"), (16, "d")], key=key) == Upserted(1, 1)
+        done = await upsert(session, PARTED, columns, [(5, "e"), (6, "f")], key=key, returning=key)
+        assert sorted(tuple(row) for row in done.rows) == [(5, False), (6, True)]
+        assert await update_many(session, PARTED, columns, [(16, "g"), (5, "h"), (9, "nobody")]) == 2
+        found = (await session.execute(select(PARTED).order_by(PARTED.c.id))).all()
+    assert found == [(5, "h"), (6, "f"), (15, "c"), (16, "g")]
+
+
+async def test_an_upsert_into_a_table_called_old_counts_as_it_does_before_postgresql_18(engine: AsyncEngine) -> None:
+    old = Table("old", MetaData(), Column("id", BigInteger, primary_key=True), Column("v", Text))
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(CreateTable(old))
+        assert await upsert(session, old, list(old.c), [(1, "a"), (2, "b")], key=[old.c.id]) == Upserted(2, 0)
+        assert await upsert(session, old, list(old.c), [(2, "c"), (3, "d")], key=[old.c.id]) == Upserted(1, 1)
