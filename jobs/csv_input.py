@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -14,6 +16,8 @@ from worker.errors import Permanent
 
 BOM = b"\xef\xbb\xbf"
 MAX_CHUNK_BYTES = 16 * 1024 * 1024
+FIRST_LINE = 2
+"""Behind the header, where that has one line."""
 MAX_TOGETHER = 2_000
 """Rows that a chunk may take beyond its size so as not to part what belongs together."""
 
@@ -41,6 +45,73 @@ class Rows:
     rows: list[Row]
     next: Position | None
     """Where the next chunk begins. None: the file is read."""
+    in_all: int
+    """Rows that the file has, as far as what was read of it tells."""
+
+
+class Reader:
+    """A file that is read chunk by chunk. Everything blocks: call it in a thread."""
+
+    def __init__(
+        self,
+        path: Path,
+        header: tuple[str, ...],
+        start: Position | None,
+        *,
+        together: int | None = None,
+        max_unpacked: int,
+    ) -> None:
+        """Opens it at `start`; None: at the beginning, hash and header first.
+
+        together: a column whose adjacent equal values aren't parted; the chunk then may be longer.
+        max_unpacked: bytes that a packed file (.gz, .zst) may hold.
+        Raises Permanent for a wrong header, and for a packed file that is broken or holds too much.
+        """
+        self._name = path.name
+        self._together = together
+        self._following: Row | None = None
+        """The first row of the next chunk, which has been read already."""
+        self._file = path.open("rb")
+        try:
+            sha256 = hashlib.file_digest(self._file, "sha256").hexdigest() if start is None else ""
+            self._file.seek(0)
+            lines = Lines(self._file, path.name, max_unpacked)
+            if start is None:
+                start = _begin(lines, os.fstat(self._file.fileno()), sha256, path.name, header)
+            else:
+                lines.seek(start.offset)
+        except BaseException:
+            self._file.close()
+            raise
+        self.position: Position | None = start
+        """Where the next chunk begins. None: the file is read."""
+        self._rows = rows_from(lines, start.line, len(header))
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._file.closed
+
+    def read(self, size: int) -> Rows:
+        """The next `size` rows. Raises Permanent as the constructor does, and for a file that has changed meanwhile."""
+        start, rows, following = self.position, list[Row](), None
+        if start is None:
+            return Rows([], None, 0)
+        for row in chain((self._following,) if self._following else (), self._rows):
+            full = len(rows) >= size or row.offset - start.offset >= MAX_CHUNK_BYTES
+            if full and (len(rows) >= size + MAX_TOGETHER or not _belong(rows[-1], row, self._together)):
+                following = row
+                break
+            rows.append(row)
+        share = self._file.tell() / max(1, start.size)
+        unchanged = _unchanged(self._file, self._name, start)
+        self._following, self.position = following, None
+        if following is None:
+            return Rows(rows, None, start.line + len(rows) - FIRST_LINE)
+        self.position = unchanged.model_copy(update={"offset": following.offset, "line": following.line})
+        return Rows(rows, self.position, int((following.line - FIRST_LINE) / share))
 
 
 def read_rows(
@@ -52,34 +123,9 @@ def read_rows(
     together: int | None = None,
     max_unpacked: int,
 ) -> Rows:
-    """Read `size` rows from `start`; None: from the beginning, hash and header first. Blocks: call it in a thread.
-
-    together: a column whose adjacent equal values aren't parted; the chunk then may be longer.
-    max_unpacked: bytes that a packed file (.gz, .zst) may hold.
-    Raises Permanent for a wrong header, for a file that has changed since `start` was made, and for a packed one that
-    is broken or holds too much.
-    """
-    with path.open("rb") as file:
-        if start is None:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            lines = Lines(file, path.name, max_unpacked)
-            start = _begin(lines, os.fstat(file.fileno()), sha256, path.name, header)
-        else:
-            lines = Lines(file, path.name, max_unpacked)
-            lines.seek(start.offset)
-        rows: list[Row] = []
-        following = None
-        for row in rows_from(lines, start.line, len(header)):
-            full = len(rows) >= size or row.offset - start.offset >= MAX_CHUNK_BYTES
-            if full and (len(rows) >= size + MAX_TOGETHER or not _belong(rows[-1], row, together)):
-                following = row
-                break
-            rows.append(row)
-        unchanged = _unchanged(file, path.name, start)
-    if following is None:
-        return Rows(rows, None)
-    return Rows(rows, unchanged.model_copy(update={"offset": following.offset, "line": following.line}))
+    """One chunk of a file that nobody reads on. Raises as Reader does."""
+    with closing(Reader(path, header, start, together=together, max_unpacked=max_unpacked)) as reader:
+        return reader.read(size)
 
 
 def _belong(last: Row, row: Row, column: int | None) -> bool:
@@ -104,8 +150,11 @@ def _unchanged(file: BufferedReader, name: str, start: Position) -> Position:
     stat = os.fstat(file.fileno())
     if (stat.st_size, stat.st_mtime_ns) == (start.size, start.mtime_ns):
         return start
+    place = file.tell()
     file.seek(0)
-    if hashlib.file_digest(file, "sha256").hexdigest() != start.sha256:
+    is_the_same = hashlib.file_digest(file, "sha256").hexdigest() == start.sha256
+    file.seek(place)
+    if not is_the_same:
         raise Permanent(
             f"The file {name!r} changed while it was imported, at line {start.line}; "
             "put it back as it was and replay the job, or import the new one by a job of its own."

@@ -4,15 +4,20 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from jobs.csv_input import Position, Rows, read_rows
+from jobs.csv_input import Position, Reader, Rows
 from jobs.csv_rows import Row
 from jobs.files import Files
+from jobs.read_ahead import Check, Checked, ReadAhead
 from worker.chunk import Chunk, Step
 from worker.rejects import keep_rejects, write_rejects
 from worker.run import current_run
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +30,20 @@ class Input:
     together: int | None = None
     """The column whose adjacent equal values one chunk holds."""
 
-    async def read(self, chunk: Chunk[Position]) -> Rows:
-        """The chunk's rows. Raises Permanent for a file that is missing, unreadable, changed or of another header."""
-        source = self.files.existing(self.path)
-        return await asyncio.to_thread(
-            read_rows, source, self.header, chunk.cursor, chunk.size,
-            together=self.together, max_unpacked=self.files.max_unpacked,
-        )  # fmt: skip
+    async def read(self, chunk: Chunk[Position], check: Check[T]) -> Checked[T]:
+        """The chunk's rows, and what `check` says of them; those of the next chunk are being read from now on.
+
+        Raises Permanent for a file that is missing, unreadable, changed or of another header.
+        """
+        ahead: ReadAhead[T] | None = chunk.memory.recall(ReadAhead)  # pyright: ignore[reportUnknownVariableType]
+        if ahead is None or ahead.position != chunk.cursor:
+            source = self.files.existing(self.path)
+            ahead = ReadAhead(await asyncio.to_thread(self._open, source, chunk.cursor), check)
+            chunk.memory.keep(ahead)
+        return await ahead.next(chunk.size)
+
+    def _open(self, source: Path, start: Position | None) -> Reader:
+        return Reader(source, self.header, start, together=self.together, max_unpacked=self.files.max_unpacked)
 
     async def step(
         self,
@@ -50,7 +62,7 @@ class Input:
         read, rejected = len(rows.rows), len(rejects)
         counts = {"read": read, "inserted": inserted, "updated": read - rejected - inserted, "rejected": rejected}
         result = {} if rows.next else {"rejects_path": await self._write_rejects(session)}
-        return chunk.step(rows.next, done=read, counts=counts, result=result)
+        return chunk.step(rows.next, done=read, total=rows.in_all, counts=counts, result=result)
 
     async def _write_rejects(self, session: AsyncSession) -> str | None:
         """Write this run's rejects beside the input, and return where. None: there are none."""

@@ -72,12 +72,19 @@ class Attempt:
 
     async def settle(self) -> Settled:
         """Until there is an outcome."""
+        try:
+            return await self._settle()
+        finally:
+            self._work.memory.forget()
+
+    async def _settle(self) -> Settled:
         while True:
             try:
                 done = await self._transaction()
             except (KeyboardInterrupt, GeneratorExit):
                 raise
             except BaseException as raised:  # noqa: BLE001 - whatever a handler raises
+                self._work.memory.forget()
                 error = plainly(raised)
                 outcome = await self._judge(error)
                 if outcome is not None:

@@ -3,14 +3,14 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from worker.chunk import Chunk, Step
+from worker.chunk import Chunk, Memory, Step
 from worker.deadline import Deadline
 from worker.delivery import Delivery
 from worker.errors import JobTimeout, Permanent
@@ -36,6 +36,8 @@ class Work:
     delivery: Delivery
     message: bytes
     """As it stands in Redis; for the outbox row of a direct job that has to wait."""
+    memory: Memory = field(default_factory=Memory)
+    """Of a chunked job."""
 
     @property
     def limits(self) -> Limits:
@@ -104,7 +106,8 @@ async def _run_chunk(
         return None if key is None else handler.codec.validate_json(json.dumps(key))
 
     lower, upper = progress.bounds or (None, None)
-    return await handler.run(work.job, session, Chunk(read(progress.cursor), progress.size, read(lower), read(upper)))
+    cursor, size = read(progress.cursor), progress.size
+    return await handler.run(work.job, session, Chunk(cursor, size, read(lower), read(upper), work.memory))
 
 
 async def run_batch(handler: BatchHandler[Any], jobs: Sequence[Job], session: AsyncSession) -> list[object]:

@@ -5,11 +5,49 @@ The runtime owns the loop, as in Shopify's job-iteration: a chunk function has n
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from pydantic import JsonValue
 
 C = TypeVar("C")
+
+
+class Closable(Protocol):
+    """What lets go of what it holds: an open file, a thread's work."""
+
+    def close(self) -> None:
+        """Doesn't raise, and doesn't wait."""
+        ...
+
+
+K = TypeVar("K", bound=Closable)
+
+
+class Memory:
+    """What a chunked handler keeps for its next chunk, such as an open file and what it has read ahead.
+
+    It lasts as long as the attempt and no chunk fails, so it is never the truth: whoever finds nothing in it, or
+    something that doesn't fit the cursor, begins from the cursor.
+    """
+
+    def __init__(self) -> None:
+        self._kept: Closable | None = None
+
+    def keep(self, thing: Closable) -> None:
+        """Instead of what was kept before."""
+        if thing is not self._kept:
+            self.forget()
+        self._kept = thing
+
+    def recall(self, kind: type[K]) -> K | None:
+        """What is kept, if it is of this kind."""
+        return self._kept if isinstance(self._kept, kind) else None
+
+    def forget(self) -> None:
+        """Close what is kept."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +85,8 @@ class Chunk(Generic[C]):
     lower: C | None = None
     upper: C | None = None
     """The partition's share of the key range, where the job is partitioned: lower < key <= upper."""
+    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
+    """What the chunk before has kept, in the same attempt."""
 
     def step(
         self,

@@ -20,7 +20,7 @@ from worker import lanes
 from worker.app import App
 from worker.availability import Availability
 from worker.call import run_batch
-from worker.chunk import Chunk, Step
+from worker.chunk import Chunk, Memory, Step
 from worker.delivery import Delivery, NoHold
 from worker.executor import Executor
 from worker.handler import AnyHandler, BatchHandler, ChunkedHandler, HandlerTable
@@ -60,15 +60,23 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
             return json.loads(as_jsonb(result, "result"))
         if not isinstance(handler, ChunkedHandler):
             return json.loads(as_jsonb(await handler.run(received, session), "result"))
-        counts: dict[str, JsonValue] = {}
-        cursor: Any = None
-        while True:
-            step: Step[Any] = await handler.run(received, session, Chunk(cursor, handler.size))
-            await session.flush()
-            counts = json.loads(as_jsonb(step.added_to(counts), "counts"))
-            if step.cursor is None:
-                return counts
-            cursor = handler.codec.validate_json(handler.codec.dump_json(step.cursor))
+        memory = Memory()
+        try:
+            return await _run_chunks(received, handler, session, memory)
+        finally:
+            memory.forget()
+
+
+async def _run_chunks(job: J, handler: ChunkedHandler[J, Any], session: AsyncSession, memory: Memory) -> JsonValue:
+    counts: dict[str, JsonValue] = {}
+    cursor: Any = None
+    while True:
+        step: Step[Any] = await handler.run(job, session, Chunk(cursor, handler.size, memory=memory))
+        await session.flush()
+        counts = json.loads(as_jsonb(step.added_to(counts), "counts"))
+        if step.cursor is None:
+            return counts
+        cursor = handler.codec.validate_json(handler.codec.dump_json(step.cursor))
 
 
 async def enqueued(session: AsyncSession, kind: type[J]) -> list[J]:

@@ -25,8 +25,8 @@ async def import_orders(
     job: ImportOrders, session: AsyncSession, chunk: Chunk[Position], *, files: Files
 ) -> Step[Position]:
     file = Input(files, job.path, HEADER, together=HEADER.index("reference"))
-    rows = await file.read(chunk)
-    checked = list(zip(rows.rows, check_lines(rows.rows), strict=True))
+    read = await file.read(chunk, check_lines)
+    checked = list(zip(read.rows.rows, read.checked, strict=True))
     lines = [line for _, line in checked if isinstance(line, Line)]
     known = await _lock(session, {line.reference for line in lines})
     run = current_run()
@@ -40,7 +40,7 @@ async def import_orders(
     placed_here = [order for order in known if order.imported_by is None and order.status != "cancelled"]
     await give_back(session, [order.id for order in placed_here if order.reference in orders])
     inserted = await _store(session, orders, importer)
-    return await file.step(chunk, session, rows, rejects, inserted=inserted)
+    return await file.step(chunk, session, read.rows, rejects, inserted=inserted)
 
 
 async def _users(session: AsyncSession, emails: Collection[str]) -> dict[str, int]:

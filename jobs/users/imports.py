@@ -1,5 +1,6 @@
 """users.import."""
 
+from functools import partial
 from typing import Annotated
 
 from pydantic import StringConstraints, TypeAdapter
@@ -25,12 +26,11 @@ async def import_users(
     job: ImportUsers, session: AsyncSession, chunk: Chunk[Position], *, files: Files
 ) -> Step[Position]:
     file = Input(files, job.path, HEADER)
-    rows = await file.read(chunk)
-    checked = check(rows.rows, USERS, reason)
-    users = [user for user in checked if not isinstance(user, str)]
+    read = await file.read(chunk, partial(check, adapter=USERS, reason=reason))
+    users = [user for user in read.checked if not isinstance(user, str)]
     done = await upsert(session, User, [User.email, User.name], users, key=[func.lower(User.email)])
-    rejects = [(row, fault) for row, fault in zip(rows.rows, checked, strict=True) if isinstance(fault, str)]
-    return await file.step(chunk, session, rows, rejects, inserted=done.inserted)
+    rejects = [(row, fault) for row, fault in zip(read.rows.rows, read.checked, strict=True) if isinstance(fault, str)]
+    return await file.step(chunk, session, read.rows, rejects, inserted=done.inserted)
 
 
 def reason(error: ErrorDetails) -> str:

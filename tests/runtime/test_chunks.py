@@ -73,6 +73,33 @@ async def test_other_results_are_merged_beside_the_counts_and_the_last_one_stays
     assert await bench.run(handler, await bench.enqueued(Count(upto=3))) == Completed({"n": 3, "path": "part-3"})
 
 
+async def test_what_a_chunk_keeps_is_there_for_the_next_until_one_fails_or_the_attempt_ends(bench: Bench) -> None:
+    told: list[str] = []
+
+    class Kept:
+        def __init__(self, at: int) -> None:
+            self.at = at
+
+        def close(self) -> None:
+            told.append(f"closed {self.at}")
+
+    async def count(job: Count, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        at, kept = (chunk.cursor or 0) + 1, chunk.memory.recall(Kept)
+        told.append(f"{at} after {kept.at if kept else None}")
+        chunk.memory.keep(Kept(at))
+        if at == 3 and "closed 3" not in told:
+            raise ZeroDivisionError
+        return chunk.step(at if at < job.upto else None)
+
+    delivery = await bench.enqueued(Count(upto=4))
+    handler = ChunkedHandler(Count, count, cursor=int, retry=NOW)
+    assert isinstance(await bench.run(handler, delivery), Retrying)
+    assert told == ["1 after None", "2 after 1", "closed 1", "3 after 2", "closed 2", "closed 3"]
+    told[:-1] = []
+    assert await bench.run(handler, delivery) == Completed({})
+    assert told == ["closed 3", "3 after None", "4 after 3", "closed 3", "closed 4"]
+
+
 async def test_each_chunk_commits_with_its_cursor_and_its_progress(bench: Bench) -> None:
     seen: list[tuple[Any, ...]] = []
 

@@ -32,6 +32,10 @@ from worker.runtime import run_worker
 from worker.settings import Settings, load_settings
 from worker.supervisor import LAST_WORDS_S, Plan, become_supervisor
 
+SWITCH_INTERVAL_S = 0.0005
+"""How long the event loop waits for a thread that computes, at most; Python's own is ten times as long. With that to
+read ahead in a thread would gain nothing, since each answer of PostgreSQL waits for the thread."""
+
 
 def run(  # noqa: PLR0917 - typer gives them by name
     app: Annotated[str | None, typer.Option(help="The App to run, as module:attribute. [WORKER_APP]")] = None,
@@ -63,6 +67,7 @@ def run(  # noqa: PLR0917 - typer gives them by name
         become_supervisor(plan(settings, burst=burst))
     observer = start_reporting(settings, application.schedule)
     settle_heap()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(consume(application, settings, observer, burst=burst))
 
