@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from jobs.csv_rows import Row, rows_from
+from jobs.csv_rows import Row, row_at, rows_from
 from jobs.lines import Lines
 from worker.errors import Permanent
 
@@ -138,10 +138,12 @@ def _begin(lines: Lines, stat: os.stat_result, sha256: str, name: str, header: t
     first = lines.take()
     mark = len(BOM) if first.startswith(BOM) else 0
     lines.put_back([first[mark:]])
-    row = next(rows_from(lines, 1, len(header)), None)
+    row, line = None, 1
+    while row is None and lines.has_more():
+        row, taken = row_at(lines, line, len(header))
+        line += taken
     if row is None or row.fields != header:
         raise Permanent(f"The file {name!r} doesn't begin with the header {','.join(header)} in UTF-8; add it.")
-    line = row.line + max(1, row.raw.count(b"\n"))
     return Position(offset=lines.offset, line=line, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256)
 
 

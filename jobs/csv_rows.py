@@ -4,13 +4,15 @@ A row that can't be read costs itself alone: its fault is told, and reading goes
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from jobs.lines import MAX_LINE_BYTES, Lines
 
 MAX_ROW_LINES = 100
 """A quoted field may hold line breaks; one that isn't closed by then was never meant to be one."""
+NOTHING = [""]
+"""The fields of an empty line."""
 
 
 class Row(NamedTuple):
@@ -31,40 +33,62 @@ class RowUnreadableError(ValueError):
 
 
 def rows_from(lines: Lines, line: int, width: int) -> Iterator[Row]:
-    """The rows from here on, the first at `line`, without empty lines. The lines stand behind the row yielded."""
+    """The rows from here on, the first at `line`, without empty lines. The lines are read in blocks, ahead of the rows.
+
+    Where no line of a block needs a closer look, by far the most, they are all split at once: a third of the work.
+    """
     while True:
         offset = lines.offset
-        first = lines.take()
-        if not first:
+        block = lines.take_block()
+        if not block:
             return
-        fields = _plain(first)
-        if fields is not None and len(fields) == width:
-            yield Row(line, offset, first, tuple([field.strip() for field in fields]))
-            line += 1
+        split = _plain(block)
+        if split is None:
+            lines.put_back(block)
+            end = offset + sum(map(len, block))
+            while lines.offset < end:
+                row, taken = row_at(lines, line, width)
+                if row is not None:
+                    yield row
+                line += taken
             continue
-        fault, taken = "", [first]
-        if fields is None:
-            fields, fault = _quoted(taken, lines)
-        if fields and len(fields) != width:
-            fault = f"has {len(fields)} fields where {width} are expected"
-        if fields or fault:
-            read = () if fault else tuple([field.strip() for field in fields])
-            yield Row(line, offset, b"".join(taken), read, fault)
-        line += len(taken)
+        for raw, fields in zip(block, split, strict=False):  # split has one more, behind the last line break
+            if len(fields) == width and fields != NOTHING:
+                yield Row(line, offset, raw, tuple(map(str.strip, fields)))
+            elif fields != NOTHING:
+                yield _row(line, offset, raw, fields, width)
+            line += 1
+            offset += len(raw)
 
 
-def _plain(line: bytes) -> list[str] | None:
-    """The fields of a line without quotes, by far the most. None: it needs a closer look."""
-    if b'"' in line or b"\0" in line or len(line) == MAX_LINE_BYTES:
+def _row(line: int, offset: int, raw: bytes, fields: list[str], width: int) -> Row:
+    if len(fields) == width:
+        return Row(line, offset, raw, tuple(map(str.strip, fields)))
+    return Row(line, offset, raw, (), f"has {len(fields)} fields where {width} are expected")
+
+
+def _plain(block: Sequence[bytes]) -> list[list[str]] | None:
+    """The fields of each line, where none has a quote. None: one at least needs a closer look."""
+    joined = b"".join(block)
+    if b'"' in joined or b"\0" in joined or len(max(block, key=len)) == MAX_LINE_BYTES:
         return None
     try:
-        text = line.decode()
+        text = joined.decode()
     except UnicodeDecodeError:
         return None
-    text = text.removesuffix("\n").removesuffix("\r")
-    if "\r" in text:
-        return None
-    return text.split(",") if text else []
+    text = text.replace("\r\n", "\n")
+    return None if "\r" in text else [line.split(",") for line in text.split("\n")]
+
+
+def row_at(lines: Lines, line: int, width: int) -> tuple[Row | None, int]:
+    """The next row, None for an empty line, and how many lines it has. The lines stand behind it."""
+    offset, taken = lines.offset, [lines.take()]
+    if plain := _plain(taken):
+        return (None if plain[0] == NOTHING else _row(line, offset, taken[0], plain[0], width)), 1
+    fields, fault = _quoted(taken, lines)
+    if fault:
+        return Row(line, offset, b"".join(taken), (), fault), len(taken)
+    return (_row(line, offset, b"".join(taken), fields, width) if fields else None), len(taken)
 
 
 def _quoted(taken: list[bytes], lines: Lines) -> tuple[list[str], str]:

@@ -41,11 +41,22 @@ class Lines:
 
         Raises Permanent where the file can't be unpacked, or holds more than it may.
         """
-        if not self._ahead:
-            self._read()
-        line = self._ahead.pop() if self._ahead else b""
+        line = self._ahead.pop() if self.has_more() else b""
         self.offset += len(line)
         return line
+
+    def has_more(self) -> bool:
+        """Whether there is another line. Raises as `take` does."""
+        if not self._ahead:
+            self._read()
+        return bool(self._ahead)
+
+    def take_block(self) -> list[bytes]:
+        """Some of the next lines at once, each as `take` gives it; none at the end. Raises as `take` does."""
+        block = self._ahead[::-1] if self.has_more() else []
+        self._ahead = []
+        self.offset += sum(map(len, block))
+        return block
 
     def put_back(self, lines: Sequence[bytes]) -> None:
         """These are the next ones again."""
