@@ -35,6 +35,7 @@ from worker.outcome import (
     Snoozed,
     Yielded,
 )
+from worker.shield import stop_if_cancelled
 from worker.standalone import LEASE, attending, connect, engine_of, log_start
 from worker.wire import ABORT_SET, deserialize, serialize
 
@@ -113,6 +114,7 @@ class Worker(arq.worker.Worker):
         if self.on_startup:
             await self.on_startup(self.ctx)
         while not (self.is_stopping() and not self.tasks):
+            stop_if_cancelled()  # redis-py may have swallowed it
             is_woken = self._wake.is_set()
             self._wake.clear()
             try:

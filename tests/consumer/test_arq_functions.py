@@ -17,6 +17,7 @@ from arq.worker import Retry
 
 from tests.consumer.mixed import ran, run
 from tests.support.waiting import wait_until
+from worker.broker import arq_settings
 from worker.consumer import Worker
 from worker.wire import JobFailed
 
@@ -124,6 +125,25 @@ async def test_a_try_that_ends_since_the_worker_stops_is_not_counted(arq: ArqRed
     second = make(wait, max_tries=1)
     await second.main()
     assert (second.jobs_complete, tries) == (1, [1, 1])
+
+
+async def test_a_worker_that_is_cancelled_while_it_sends_a_command_to_redis_stops(
+    redis_url: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """redis-py looks under `asyncio.timeout(0)` whether a connection is good, which may swallow a cancellation."""
+    worker = make(double, redis_pool=None, redis_settings=arq_settings(redis_url), burst=False)
+
+    async def signalled_meanwhile() -> None:
+        monkeypatch.undo()
+        await worker.pool.ping()
+        worker.handle_sig(signal.SIGTERM)
+        await worker.pool.ping()
+
+    monkeypatch.setattr(worker, "heart_beat", signalled_meanwhile)
+    worker.main_task = asyncio.create_task(worker.main())
+    ended, _ = await asyncio.wait({worker.main_task}, timeout=10)
+    assert ended == {worker.main_task}
+    await worker.close()
 
 
 async def test_a_try_that_its_function_gives_up_is_counted(arq: ArqRedis, make: Make) -> None:
