@@ -35,8 +35,8 @@ chaos: $(READY) ## Break workers, servers and lines while 10,000 orders go throu
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 .PHONY: faults
-faults: $(READY) ## Strike a worker at every await in one way, for minutes (FAULTS=all: in every way; ARGS=… go to pytest)
-	FAULTS=$(or $(FAULTS),one) $(BIN)/pytest -n 0 -s tests/faults $(ARGS)
+faults: $(READY) ## Strike a worker at every await in one way, for a minute or two (FAULTS=all: in every way; ARGS=… go to pytest)
+	FAULTS=$(or $(FAULTS),one) $(BIN)/pytest -n 0 tests/faults -o faulthandler_timeout=7200 $(ARGS)
 
 .PHONY: fuzz
 fuzz: .fuzz/.ready ## Look for bytes that the decoder or the import can't take, guided by coverage (ARGS=-max_total_time=300; 30 s each)

@@ -93,7 +93,7 @@ async def stage_of(
 
         def stage_of(scenario: Scenario) -> Stage:
             return Stage(
-                judge, engine, redis, scenario.app(), {**servers, **given, **scenario.settings}, scenario.burst
+                judge, engine, redis, scenario.app(), {**servers, **given, **scenario.settings}, scenario.worker
             )
 
         yield stage_of

@@ -4,6 +4,7 @@ Ways to the sites are found as it goes: first those that a scenario takes by its
 because of a strike, which get a second one on top, and so on.
 """
 
+import asyncio
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection
 from collections.abc import Set as AbstractSet
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.faults.points import MODES, NO_SERVER, Mode, Origin, Strike
 from tests.faults.scenarios import SCENARIOS, Scenario
-from tests.faults.stage import Stage
+from tests.faults.stage import Stage, where
 
 TRIES = 3
 """Of one way: where it leads is a matter of timing, too."""
@@ -19,6 +20,8 @@ WAYS = 4
 """To a site that are tried, before it counts as not struck."""
 PATIENT = 4
 """Times that every way to a site is tried, before it counts as spared."""
+HANGS_AFTER_S = 120.0
+"""Much more than the stage's own patience."""
 ENOUGH = 5
 """Words of the judge."""
 DEPTH = 3
@@ -54,17 +57,12 @@ class Explorer:
         self,
         sites: Collection[str],
         stage_of: Callable[[Scenario], Stage],
-        wanted: AbstractSet[str],
         *,
         everything: bool,
     ) -> None:
-        """`sites` are struck. `wanted`: those of them that it must come to.
-
-        Unless `everything`, each is struck in one way only, as long as that leads to all that are wanted.
-        """
+        """`sites` are struck. Unless `everything`, each in one way only, as long as that leads to all of them."""
         self.found = Findings()
         self._place = {site: place for place, site in enumerate(sorted(sites))}
-        self._wanted = wanted
         self._stage_of = stage_of
         self._everything = everything
         self._ways: dict[tuple[int, str], deque[Way]] = {}
@@ -80,7 +78,7 @@ class Explorer:
         for depth in range(1, DEPTH + 1):
             for scenario in SCENARIOS:
                 await self._take_all(scenario, self._ways.pop((depth, scenario.name), deque()))
-            while (missing := self._wanted - self.found.reached) and self._rest:
+            while (missing := self._place.keys() - self.found.reached) and self._rest:
                 await self._look_for(missing)
         for site in sorted(self.found.spared):
             await self._strike_somehow(site)
@@ -138,7 +136,11 @@ class Explorer:
             stage.start(way.strikes if way.fresh else ())
         if not way.fresh:
             stage.strike(way.strikes)
-        wrong = await stage.settle(await way.scenario.ask(stage))
+        try:
+            async with asyncio.timeout(HANGS_AFTER_S):
+                wrong = await stage.settle(await way.scenario.ask(stage))
+        except TimeoutError as error:
+            raise AssertionError(f"{way}: hangs\n{where(asyncio.all_tasks())}") from error
         if wrong is not None:
             self.found.wrong.append(f"{way}: {wrong}")
             await stage.end()

@@ -73,28 +73,3 @@ LEFT_OUT = {
     "vital": "watches over relay, schedule and pauses, which are struck; tests/consumer/test_vital.py",
     "wake": "a word that may be lost; the poll is the net",
 }
-
-BY_CHANCE = {
-    "zombies:Zombies._end_blockers:2": "a moment between two looks, if the first came too early; "
-    "tests/runtime/test_zombies.py",
-    "lease:Leases.renewed:0": "a renewal lasts a millisecond, in which a job must end; tests/consumer/test_leases.py",
-}
-"""Awaits that a scenario comes to now and then, each with the reason. They are struck when it does, if at all."""
-PLAIN = "a Worker that was given no engine runs plain arq functions; tests/consumer/test_arq_functions.py"
-ABORT = "arq's abort of a job that runs; tests/consumer/test_abort.py"
-UNREACHED = {
-    "attempt:Attempt._after_chunk:0": ABORT,
-    "attempt:Attempt._judge:0": ABORT,
-    "consumer:Worker._cancel_aborted_jobs:1": ABORT,
-    "batch:Batches._alone:0": "aborted in the few ms in which its batch gathers; tests/runtime/test_batch_failures.py",
-    "connection:connected:2": "an engine of somebody else's; tests/test_own_engine.py",
-    "consumer:Worker._consume:6": "arq's max_burst_jobs, which an app's worker never has",
-    "shield:in_thread:0": "for handlers that write files",
-    "shield:in_thread:1": "for handlers that write files",
-    **dict.fromkeys((f"consumer:Worker._all_told:{at}" for at in range(2)), PLAIN),
-    **dict.fromkeys((f"consumer:Worker._poll_iteration:{at}" for at in range(2)), PLAIN),
-    **dict.fromkeys((f"consumer:Worker.close:{at}" for at in range(5)), PLAIN),
-    **dict.fromkeys((f"consumer:Worker.main:{at}" for at in ("0", "1.enter", "1.exit", "2", "3", "4")), PLAIN),
-    "consumer:Worker.start_jobs:0": PLAIN,
-}
-"""Awaits that no scenario comes to, each with the reason. One that is reached after all fails the test."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any, Literal, get_args
 
 import asyncpg
@@ -53,6 +54,8 @@ class Victim:
     """Called to cut its connections."""
     threads: list[Callable[[], object]] = field(default_factory=list[Callable[[], object]])
     """Called to end its threads, which no await stands in the way of."""
+    renewing: Event | None = None
+    """Of its lease's thread, once that runs."""
     stop: Callable[[], object] = lambda: None
 
     def strike(self, site: str, origin: Origin) -> Mode | None:

@@ -1,17 +1,23 @@
 """What a worker is asked to do while it is struck. Together they lead it past every await."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
+from tempfile import TemporaryFile
 from typing import Any, Literal
 from uuid import uuid4
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.faults.stage import Asked, Stage
+from tests.faults.others import ask_plain, by_hand, draining, plain, plain_burst
+from tests.faults.stage import Asked, Running, Stage, app_worker
 from worker.app import App
 from worker.chunk import Chunk, Step
+from worker.database import Driver
 from worker.errors import Cancel, Snooze
 from worker.handler import BatchHandler, ChunkedHandler, Handler
 from worker.job import Job
@@ -20,9 +26,12 @@ from worker.queue import Queue
 from worker.retry import RetryPolicy
 from worker.run import current_run, current_runs
 from worker.schedule import Cron
-from worker.wire import Message, encode
+from worker.shield import in_thread
+from worker.wire import ABORT_SET, Message, encode
 
 CHUNKS = 2
+ABORTED_WITHIN_S = 1.0
+"""A worker looks for aborted jobs every 20 ms here."""
 RETRY = RetryPolicy(attempts=100, base=timedelta(0))
 
 
@@ -30,11 +39,12 @@ class Play(Job, name="play"):
     label: str = "once"
     fails: bool = False
     """Its first attempt."""
-    does: Literal["well", "enqueue", "roll back", "be overtaken", "snooze", "cancel"] = "well"
+    does: Literal["well", "enqueue", "roll back", "be overtaken", "snooze", "cancel", "wait", "write"] = "well"
 
 
 class Count(Job, name="count"):
-    pass
+    waits: bool = False
+    """And does its work all the same if it is aborted meanwhile."""
 
 
 class Spread(Job, name="spread"):
@@ -44,6 +54,10 @@ class Spread(Job, name="spread"):
 class Together(Job, name="together"):
     label: str
     fails: bool = False
+
+
+class Gather(Job, name="gather"):
+    label: str = "once"
 
 
 class Loose(Job, name="loose"):
@@ -59,6 +73,11 @@ async def play(job: Play, session: AsyncSession) -> str:
         raise Snooze(timedelta(0))
     if job.does == "cancel":
         raise Cancel
+    if job.does == "wait":
+        await _until_aborted()
+    if job.does == "write":
+        with TemporaryFile() as file:
+            await in_thread(file.write, b"once")
     if job.does in {"roll back", "be overtaken"} and run.attempt == 1:
         raw = await (await session.connection()).get_raw_connection()
         driver: Any = raw.driver_connection
@@ -71,8 +90,18 @@ async def play(job: Play, session: AsyncSession) -> str:
     return job.label
 
 
-async def count(_job: Count, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+async def _until_aborted() -> None:
+    """Or for as long as it takes to see that it won't be: the strike has hit whoever should have."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ABORTED_WITHIN_S):
+            await asyncio.Event().wait()
+
+
+async def count(job: Count, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
     number = (chunk.cursor or 0) + 1
+    if job.waits:
+        with suppress(asyncio.CancelledError):
+            await _until_aborted()
     await note(session, str(number))
     return chunk.step(number if number < CHUNKS else None)
 
@@ -84,6 +113,11 @@ async def spread(_job: Spread, session: AsyncSession, chunk: Chunk[int]) -> Step
 
 async def in_two(_job: Spread, _session: AsyncSession, _partitions: int) -> Sequence[int]:
     return [1]
+
+
+async def gathered(jobs: Sequence[Gather], session: AsyncSession) -> None:
+    for job, run in zip(jobs, current_runs(), strict=True):
+        await note(session, job.label, run.job_id)
 
 
 async def together(jobs: Sequence[Together], session: AsyncSession) -> None:
@@ -118,6 +152,7 @@ HANDLERS = (
     ChunkedHandler(Count, count, cursor=int, retry=RETRY),
     ChunkedHandler(Spread, spread, cursor=int, retry=RETRY, partitions=2, split=in_two),
     BatchHandler(Together, together, max_size=3, linger=timedelta(milliseconds=5), retry=RETRY),
+    BatchHandler(Gather, gathered, max_size=3, linger=timedelta(seconds=ABORTED_WITHIN_S / 4), retry=RETRY),
     Handler(Loose, loose, retry=RETRY, once=False),
 )
 YEARLY = Cron(Play(label="yearly"), "0 0 1 1 *", name="yearly", grace=timedelta(days=800))
@@ -129,7 +164,7 @@ class Scenario:
     ask: Callable[[Stage], Awaitable[Asked]]
     schedule: Sequence[Cron] = ()
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
-    burst: bool = False
+    worker: Running = app_worker
 
     def app(self) -> App:
         return App(HANDLERS, self.schedule)
@@ -316,6 +351,10 @@ async def enqueueing(stage: Stage) -> Asked:
     return _once([job_id, f"{job_id}+"])
 
 
+async def writing(stage: Stage) -> Asked:
+    return _once(await _enqueued(stage, Play(does="write")))
+
+
 async def rolling_back(stage: Stage) -> Asked:
     """The handler ends its transaction by itself, in which its run was marked done."""
     return _once(await _direct(stage, Play(does="roll back")))
@@ -328,16 +367,40 @@ async def overtaken(stage: Stage) -> Asked:
 
 async def held(stage: Stage) -> Asked:
     """A worker that was stopped in mid-transaction holds the run's lock."""
+    return _once([await _held_by(stage, await stage.zombie())])
+
+
+async def held_by_a_person(stage: Stage) -> Asked:
+    """Whose transaction nobody ends, so that the worker looks again."""
+    person = await stage.zombie("psql")
+    asked = _once([await _held_by(stage, person)])
+    await stage.comes_to("zombies:Zombies._end_blockers:2")
+    await person.execute("rollback")
+    return asked
+
+
+async def _held_by(stage: Stage, holder: Driver) -> str:
     job_id = uuid4().hex
-    zombie = await stage.zombie()
-    await zombie.execute("begin")
-    await zombie.execute(
+    await holder.execute("begin")
+    await holder.execute(
         "insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox)"
         f" values ('{job_id}', 1, 'play', 'arq:queue', 'waiting', false)"
     )
     await stage.redis.set(f"arq:job:{job_id}", encode(Message("play", b'{"label":"once"}', 1)))
     await stage.redis.zadd("arq:queue", {job_id: 1})
-    return _once([job_id])
+    return job_id
+
+
+async def renewing(stage: Stage) -> Asked:
+    """The lease's thread seems to renew while the job ends, until somebody has waited for it."""
+    await stage.settles_in()
+    under_way = stage.victim.renewing
+    assert under_way is not None
+    under_way.set()
+    asked = _once(await _enqueued(stage, Play()))
+    await stage.comes_to("lease:Leases.renewed:0")
+    under_way.clear()
+    return asked
 
 
 async def away(stage: Stage) -> Asked:
@@ -366,9 +429,40 @@ async def first_deploy(stage: Stage) -> Asked:
 async def aborted(stage: Stage) -> Asked:
     """By arq's client, before it began."""
     job_id = uuid4().hex
-    await stage.redis.zadd("arq:abort", {job_id: 1})
+    await stage.redis.zadd(ABORT_SET, {job_id: 1})
     await Queue(stage.redis).enqueue(Play(), job_id=job_id)
-    return _once([job_id], statuses=["cancelled", "completed"], at_most_once=True)
+    return _unless_aborted(_once([job_id]))
+
+
+def _unless_aborted(asked: Asked) -> Asked:
+    """An abort that comes too late, or that is lost with the worker which has read it, is none."""
+    return replace(asked, statuses=["cancelled", "completed"], at_most_once=True)
+
+
+async def _abort(stage: Stage, job_id: str, at: str) -> None:
+    """By arq's client, once the worker has come to the site `at`."""
+    await stage.comes_to(at)
+    await stage.redis.zadd(ABORT_SET, {job_id: 1})
+
+
+async def aborted_running(stage: Stage) -> Asked:
+    [job_id] = await _enqueued(stage, Play(does="wait"))
+    await _abort(stage, job_id, "call:_run:2")
+    return _unless_aborted(_once([job_id]))
+
+
+async def aborted_between(stage: Stage) -> Asked:
+    """In a chunk, which commits nevertheless."""
+    [job_id] = await _enqueued(stage, Count(waits=True))
+    await _abort(stage, job_id, "call:_run_chunk:1")
+    return _unless_aborted(_chunks(job_id))
+
+
+async def aborted_gathering(stage: Stage) -> Asked:
+    """In a batch that hasn't begun."""
+    ids = await _enqueued(stage, Gather(label="a"), Gather(label="b"))
+    await _abort(stage, ids[0], "batch:Batches.settle:0")
+    return _unless_aborted(Asked([f"{job_id} {label}" for job_id, label in zip(ids, "ab", strict=True)], ids))
 
 
 SCENARIOS = (
@@ -379,7 +473,12 @@ SCENARIOS = (
     Scenario("cron", cron, schedule=[YEARLY]),
     *(Scenario(ask.__name__, ask, settings={"sweep_interval": 0.02}) for ask in (swept, duplicate)),
     *(Scenario(ask.__name__, ask) for ask in (wiped, unreadable, expired, aborted)),
-    *(Scenario(ask.__name__, ask) for ask in (snoozing, cancelling, enqueueing, rolling_back, overtaken, held)),
+    *(Scenario(ask.__name__, ask) for ask in (aborted_running, aborted_between, aborted_gathering)),
+    *(Scenario(ask.__name__, ask) for ask in (snoozing, cancelling, enqueueing, writing, rolling_back, overtaken)),
+    *(Scenario(ask.__name__, ask) for ask in (held, held_by_a_person)),
+    Scenario("renewing", renewing, settings={"lease": 60}),
     *(Scenario(ask.__name__, ask, schedule=[YEARLY]) for ask in (away, first_deploy)),
-    Scenario("burst", outbox, burst=True),
+    Scenario("burst", outbox, worker=partial(app_worker, burst=True)),
+    Scenario("drained", outbox, worker=draining),
+    *(Scenario(worker.__name__, ask_plain, worker=worker) for worker in (plain, plain_burst, by_hand)),
 )

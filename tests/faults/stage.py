@@ -1,7 +1,7 @@
 """A worker to be struck, the servers it works on, and the judge who reads nothing but these."""
 
 import asyncio
-from collections.abc import Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
-from arq.connections import ArqRedis
+from arq.connections import ArqRedis, create_pool
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -24,8 +24,10 @@ from worker.settings import load_settings
 
 LOOK_EVERY_S = 0.006
 TIME_PASSES_AFTER_S = 0.15
-PATIENCE_S = 10.0
-"""After which what was asked counts as lost."""
+PATIENCE_S = 30.0
+"""After which what was asked counts as lost. It takes a tenth of a second where the machine is at rest."""
+COMES_WITHIN_S = 3.0
+"""The same, to a site."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,18 @@ class Stage:
     redis: ArqRedis
     app: App
     settings: Mapping[str, Any]
-    burst: bool = False
+    worker: "Running"
     victim: Victim = field(default_factory=Victim)
     _task: asyncio.Task[None] | None = None
     _zombie: "Driver | None" = None
 
     def start(self, strikes: Sequence[Strike] = ()) -> None:
-        """A fresh worker, with all its parts, as `worker run` has them."""
+        """A fresh worker."""
         self.victim = Victim(strikes=list(strikes))
         context = copy_context()
         context.run(VICTIM.set, self.victim)
-        running = runtime.run_worker(self.app, load_settings(**self.settings), Observers(), burst=self.burst)
-        self._task = asyncio.get_running_loop().create_task(_process(running), name="victim", context=context)
+        running = _process(self.worker(self))
+        self._task = asyncio.get_running_loop().create_task(running, name="victim", context=context)
         self.victim.stop = partial(_stop_once, self._task)
 
     def strike(self, strikes: Sequence[Strike]) -> None:
@@ -87,7 +89,7 @@ class Stage:
         deadline = asyncio.get_running_loop().time() + PATIENCE_S
         while others:
             _, others = await asyncio.wait(others, timeout=0.05)
-            assert asyncio.get_running_loop().time() < deadline, f"don't end: {others}"
+            assert asyncio.get_running_loop().time() < deadline, f"don't end: {where(others)}"
             for task in others:
                 if self.victim.is_dead or self.has_ended():
                     task.cancel()
@@ -118,15 +120,23 @@ class Stage:
 
     async def comes_to(self, *sites: str) -> None:
         """Wait until the worker has come to all of `sites`, as it does unless it is struck before."""
-        deadline = asyncio.get_running_loop().time() + 2 * TIME_PASSES_AFTER_S
-        while not self.victim.reached.keys() >= set(sites) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+        loop, was_to_be_struck = asyncio.get_running_loop(), bool(self.victim.strikes)
+        deadline = loop.time() + COMES_WITHIN_S
+        while not self.victim.reached.keys() >= set(sites) and loop.time() < deadline:
+            if was_to_be_struck and not self.victim.strikes:
+                was_to_be_struck, deadline = False, loop.time() + 2 * TIME_PASSES_AFTER_S
             await asyncio.sleep(LOOK_EVERY_S)
 
-    async def zombie(self) -> Driver:
-        """The connection of a worker that was stopped."""
+    async def settles_in(self) -> None:
+        """Wait until the lease's thread runs, as it does once the worker has started."""
+        while self.victim.renewing is None and not self.has_ended():  # noqa: ASYNC110 - the test's own look
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def zombie(self, application: str = "ratchet worker, stopped") -> Driver:
+        """The connection of a worker that was stopped, or of somebody else."""
         if self._zombie is not None:
             self._zombie.terminate()
-        self._zombie = await connect(self.settings["database_url"], "ratchet worker, stopped")
+        self._zombie = await connect(self.settings["database_url"], application)
         return self._zombie
 
     async def let_time_pass(self) -> None:
@@ -181,6 +191,15 @@ class Stage:
         return await self.postgres.fetch(statement, *values)
 
 
+Running = Callable[[Stage], Coroutine[Any, Any, None]]
+"""A worker that serves until it is cancelled, or ends by itself."""
+
+
+async def app_worker(stage: Stage, *, burst: bool = False) -> None:
+    """With all its parts, as `worker run` has them."""
+    await runtime.run_worker(stage.app, load_settings(**stage.settings), Observers(), burst=burst)
+
+
 @contextmanager
 def lines_are_known() -> Generator[list[AsyncEngine]]:
     """Let each victim know its connections, so that they can be cut, and its lease's thread, so that it can end.
@@ -213,15 +232,35 @@ def lines_are_known() -> Generator[list[AsyncEngine]]:
         if not victim.is_dead:
             start(leases)
             victim.threads.append(leases._stop.set)
+            victim.renewing = leases._renewing
+
+    async def known_pool(*args: Any, **kwargs: Any) -> ArqRedis:
+        redis = await create_pool(*args, **kwargs)
+        brokers.append(redis)
+        _of_victim().lines.append(lambda: _abort(redis))
+        return redis
 
     with (
         patch("worker.runtime.create_engine", known_engine),
+        patch("worker.standalone.create_pool", known_pool),
         patch("worker.runtime.connect_broker", known_broker),
         patch.object(Leases, "start", known_leases),
     ):
         yield engines
         for redis in brokers:
             _abort(redis)
+
+
+def where(tasks: Iterable["asyncio.Task[Any]"]) -> str:
+    """What they wait in, from the outermost call to the innermost."""
+    told: list[str] = []
+    for task in tasks:
+        told.append(str(task))
+        coroutine: Any = task.get_coro()
+        while frame := getattr(coroutine, "cr_frame", None):
+            told.append(f"  {frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_qualname}")
+            coroutine = coroutine.cr_await
+    return "\n".join(told)
 
 
 def _of_victim() -> Victim:
