@@ -56,6 +56,8 @@ class Released:
 
     reason: str
     delay: timedelta = timedelta(0)
+    clears: bool = False
+    """Whether a suspect is none any more: what it waits for isn't its own work."""
 
 
 BUSY = timedelta(seconds=1)

@@ -23,8 +23,8 @@ def ending(claim: Claim, report: Report, keep: timedelta) -> Finish | PutBack:
             return PutBack(claim, delay or None, report.adopted, report.attempt, stays, cleared=cleared)
         case Snoozed(delay):
             return PutBack(claim, delay or None, report.adopted, cleared=True)
-        case Released(_, delay):
-            return PutBack(claim, delay or None, report.adopted)
+        case Released(_, delay, clears):
+            return PutBack(claim, delay or None, report.adopted, cleared=clears)
         case Yielded(delay, _, has_committed):
             return PutBack(claim, delay, report.adopted, cleared=has_committed)
         case _:

@@ -57,7 +57,7 @@ class Transactor:
                 with in_ledger():
                     begun.progress = await progress.read(driver, work.run, work.handler)
                     if begun.progress.partitions is not None and await partitions.carry_on(driver, work.run):
-                        return Released(partitions.CARRY_ON, partitions.LOOK_AGAIN)
+                        return Released(partitions.CARRY_ON, partitions.LOOK_AGAIN, clears=True)
             on_begun(begun.seen)
             try:
                 outcome = await self._work(connection, driver, work, begun, guard)

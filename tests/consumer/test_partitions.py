@@ -59,6 +59,22 @@ async def test_each_row_is_worked_on_once_though_the_worker_is_killed_in_the_mid
         assert (await connection.execute(text("select count(*) from worker.outbox"))).scalar_one() == 0
 
 
+async def test_a_parent_whose_process_died_is_no_suspect_once_it_was_seen_to_wait(
+    work: Work, session: AsyncSession, engine: AsyncEngine, arq: ArqRedis, effects: Effects
+) -> None:
+    handler = ChunkedHandler(Spread, kit.spread, cursor=int, size=4, target=None, partitions=4, split=kit.tens)
+    async with locked(engine, LOCK), work(handler, concurrency=5):
+        job_id = await enqueued(session)
+        await wait_until(partial(all_wait, engine))
+        for queue in "ratchet:leases:arq:queue", "arq:queue":
+            await arq.zadd(queue, {job_id: 1})
+
+        async def is_cleared() -> bool:
+            return await arq.zscore("ratchet:leases:arq:queue", job_id) is None
+
+        await wait_until(is_cleared)
+
+
 async def test_a_cancel_of_the_whole_ends_its_partitions_and_keeps_what_they_committed(
     work: Work, session: AsyncSession, engine: AsyncEngine, arq: ArqRedis, effects: Effects
 ) -> None:

@@ -23,6 +23,7 @@ from worker.executor import Executor
 from worker.handler import ChunkedHandler, Handler
 from worker.outbox import enqueue
 from worker.outcome import Completed, Dead, Duplicate, Outcome, Released, Retrying, Snoozed, Yielded
+from worker.partitions import CARRY_ON, LOOK_AGAIN
 from worker.queue import Queue
 from worker.relay import Relay
 from worker.retry import RetryPolicy
@@ -367,9 +368,10 @@ async def test_whatever_a_handler_raises_the_worker_goes_on(arq: ArqRedis, work:
         (Yielded(timedelta(0), "others have their turn"), True),
         (Yielded(HOUR, "a standby is 20 s behind", has_committed=False), False),
         (Released("the worker stops"), False),
+        (Released(CARRY_ON, LOOK_AGAIN, clears=True), True),
     ],
 )
-def test_a_suspect_that_has_committed_a_chunk_is_none_any_more(outcome: Outcome, *, cleared: bool) -> None:
+def test_a_suspect_that_has_committed_or_waits_for_others_is_none_any_more(outcome: Outcome, *, cleared: bool) -> None:
     claim = Claim("a", b"a", "arq:queue", "token", b"{}", 1, 1, 0, aborted=False)
     told = ending(claim, Report(outcome), HOUR)
     assert isinstance(told, PutBack)

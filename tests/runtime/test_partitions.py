@@ -24,7 +24,7 @@ from worker.retry import RetryPolicy
 from worker.wire import Message, decode
 
 ONCE = RetryPolicy(attempts=1)
-PARTED, NOT_YET = Yielded(LOOK_AGAIN, CARRY_ON), Released(CARRY_ON, LOOK_AGAIN)
+PARTED, NOT_YET = Yielded(LOOK_AGAIN, CARRY_ON), Released(CARRY_ON, LOOK_AGAIN, clears=True)
 Meanwhile = Callable[[int], Awaitable[object]]
 
 
