@@ -33,7 +33,8 @@ class ReadAhead(Generic[T]):
 
     async def next(self, size: int) -> Checked[T]:
         """The next chunk. Of one that was read ahead the size is the last one's. Raises as Reader does."""
-        chunk = await (self._next or self._read(size))
+        self._next = self._next or self._read(size)
+        chunk = await asyncio.shield(self._next)  # whoever is cancelled: no thread ends for that
         self.position = chunk.rows.next
         self._next = self._read(size) if self.position else None
         return chunk

@@ -62,6 +62,22 @@ async def test_one_that_is_closed_closes_its_file_when_its_thread_is_done(tmp_pa
     assert reader.is_closed
 
 
+async def test_one_whose_caller_is_cancelled_closes_its_file_when_its_thread_is_done(tmp_path: Path) -> None:
+    check, reader = Checking(1), opened(tmp_path / "users.csv")
+    ahead = ReadAhead(reader, check)
+    asking = asyncio.create_task(ahead.next(3))
+    await asyncio.to_thread(check.begun.wait, 10)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    ahead.close()
+    assert not reader.is_closed
+    check.may_go_on.set()
+    await asyncio.get_running_loop().shutdown_default_executor()
+    await asyncio.sleep(0)
+    assert reader.is_closed
+
+
 async def test_a_fault_of_the_next_chunk_is_raised_when_it_is_asked_for(tmp_path: Path) -> None:
     path, check = tmp_path / "users.csv", Checking(1)
     ahead = ReadAhead(opened(path), check)
