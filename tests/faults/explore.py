@@ -73,8 +73,9 @@ class Explorer:
         """Every way to a site, with a strike at its end, that has been found."""
 
     async def explore(self) -> Findings:
-        for scenario in SCENARIOS:
-            await self._come_by(scenario)
+        by_chance = [pair for scenario in SCENARIOS for pair in await self._come_by(scenario)]
+        for way, reached in by_chance:
+            self._learn(way, {site: origin for site, origin in reached.items() if site not in self.found.reached})
         for depth in range(1, DEPTH + 1):
             for scenario in SCENARIOS:
                 await self._take_all(scenario, self._ways.pop((depth, scenario.name), deque()))
@@ -98,8 +99,11 @@ class Explorer:
         self._rest.remove(way)
         await self._take_all(way.scenario, deque([way]))
 
-    async def _come_by(self, scenario: Scenario) -> None:
-        """Run it without a strike, with a worker that has just started, and with one that has run a while."""
+    async def _come_by(self, scenario: Scenario) -> list[tuple[Way, dict[str, Origin]]]:
+        """Run it without a strike, with a worker that has just started, and with one that has run a while.
+
+        Returns what it came to by chance, which is to be learned where no other way leads to it.
+        """
         stage = self._stage_of(scenario)
         fresh, warm = Way(scenario, fresh=True), Way(scenario, fresh=False)
         ways = (fresh, warm) if scenario is SCENARIOS[0] else (warm,)  # all start in one way
@@ -108,6 +112,7 @@ class Explorer:
         await stage.end()
         for way, (_, once, twice) in reversed(runs):
             self._learn(way, {site: origin for site, origin in once.items() if site in twice})
+        return [(way, {**first, **once, **twice}) for way, (first, once, twice) in runs]
 
     async def _take_all(self, scenario: Scenario, ways: deque[Way]) -> None:
         stage = self._stage_of(scenario)
