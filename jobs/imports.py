@@ -31,7 +31,7 @@ class Input:
     """The column whose adjacent equal values one chunk holds."""
 
     async def read(self, chunk: Chunk[Position], check: Check[T]) -> Checked[T]:
-        """The chunk's rows, and what `check` says of them; those of the next chunk are being read from now on.
+        """The chunk's rows, and what `check` says of them.
 
         Raises Permanent for a file that is missing, unreadable, changed or of another header.
         """

@@ -1,16 +1,18 @@
 """The next rows of an import, read and checked in a thread while PostgreSQL works on those before them."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from jobs.csv_input import Reader, Rows
 from jobs.csv_rows import Row
 
 T = TypeVar("T")
-Check = Callable[[Sequence[Row]], list[T]]
-"""For each row what it holds, or what is wrong with it."""
+V = TypeVar("V")
+Check = Callable[[Sequence[Row]], T]
+"""What the rows of a chunk hold, and what is wrong with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,14 @@ class Checked(Generic[T]):
     """A chunk of a file, and what `check` says of its rows."""
 
     rows: Rows
-    checked: list[T]
+    checked: T
+    read_on: Callable[[], None]
+    """Begins to read the next chunk. Best called when PostgreSQL has much to do, and Python nothing."""
+
+    def then_read_on(self, given: Iterable[V]) -> Iterator[V]:
+        """`given`; when all of it is taken the next chunk begins to be read."""
+        yield from given
+        self.read_on()
 
 
 class ReadAhead(Generic[T]):
@@ -27,17 +36,20 @@ class ReadAhead(Generic[T]):
     def __init__(self, reader: Reader, check: Check[T]) -> None:
         self._reader = reader
         self._check = check
-        self._next: asyncio.Future[Checked[T]] | None = None
+        self._next: asyncio.Future[tuple[Rows, T]] | None = None
         self.position = reader.position
         """Where the next chunk begins."""
 
     async def next(self, size: int) -> Checked[T]:
         """The next chunk. Of one that was read ahead the size is the last one's. Raises as Reader does."""
         self._next = self._next or self._read(size)
-        chunk = await asyncio.shield(self._next)  # whoever is cancelled: no thread ends for that
-        self.position = chunk.rows.next
-        self._next = self._read(size) if self.position else None
-        return chunk
+        rows, checked = await asyncio.shield(self._next)  # whoever is cancelled: no thread ends for that
+        self._next, self.position = None, rows.next
+        return Checked(rows, checked, partial(self._read_on, size))
+
+    def _read_on(self, size: int) -> None:
+        if self._next is None and self.position:
+            self._next = self._read(size)
 
     def close(self) -> None:
         """The file is closed when the thread is done with it."""
@@ -46,14 +58,14 @@ class ReadAhead(Generic[T]):
         else:
             self._next.add_done_callback(self._end)
 
-    def _end(self, read: asyncio.Future[Checked[T]]) -> None:
+    def _end(self, read: asyncio.Future[tuple[Rows, T]]) -> None:
         if not read.cancelled():
             read.exception()  # nobody asks for it any more
         self._reader.close()
 
-    def _read(self, size: int) -> asyncio.Future[Checked[T]]:
+    def _read(self, size: int) -> asyncio.Future[tuple[Rows, T]]:
         return asyncio.get_running_loop().run_in_executor(None, self._read_and_check, size)
 
-    def _read_and_check(self, size: int) -> Checked[T]:
+    def _read_and_check(self, size: int) -> tuple[Rows, T]:
         rows = self._reader.read(size)
-        return Checked(rows, self._check(rows.rows))
+        return rows, self._check(rows.rows)

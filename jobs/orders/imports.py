@@ -26,6 +26,7 @@ async def import_orders(
 ) -> Step[Position]:
     file = Input(files, job.path, HEADER, together=HEADER.index("reference"))
     read = await file.read(chunk, check_lines)
+    read.read_on()
     checked = list(zip(read.rows.rows, read.checked, strict=True))
     lines = [line for _, line in checked if isinstance(line, Line)]
     known = await _lock(session, {line.reference for line in lines})

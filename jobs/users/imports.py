@@ -1,6 +1,6 @@
 """users.import."""
 
-from functools import partial
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import StringConstraints, TypeAdapter
@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from jobs.checking import check
 from jobs.csv_input import Position
+from jobs.csv_rows import Row
 from jobs.fields import MAX_NAME, Email
 from jobs.files import Files
 from jobs.imports import Input
@@ -26,11 +27,20 @@ async def import_users(
     job: ImportUsers, session: AsyncSession, chunk: Chunk[Position], *, files: Files
 ) -> Step[Position]:
     file = Input(files, job.path, HEADER)
-    read = await file.read(chunk, partial(check, adapter=USERS, reason=reason))
-    users = [user for user in read.checked if not isinstance(user, str)]
-    done = await upsert(session, User, [User.email, User.name], users, key=[func.lower(User.email)])
-    rejects = [(row, fault) for row, fault in zip(read.rows.rows, read.checked, strict=True) if isinstance(fault, str)]
+    read = await file.read(chunk, check_users)
+    users, rejects = read.checked
+    given = read.then_read_on(users)
+    done = await upsert(session, User, [User.email, User.name], given, key=[func.lower(User.email)])
     return await file.step(chunk, session, read.rows, rejects, inserted=done.inserted)
+
+
+def check_users(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[tuple[Row, str]]]:
+    """The users, and the rows that hold none with what is wrong with them."""
+    checked = check(rows, USERS, reason)
+    users = [user for user in checked if not isinstance(user, str)]
+    if len(users) == len(rows):
+        return users, []
+    return users, [(row, fault) for row, fault in zip(rows, checked, strict=True) if isinstance(fault, str)]
 
 
 def reason(error: ErrorDetails) -> str:

@@ -40,9 +40,15 @@ async def test_the_next_chunk_is_read_while_this_one_is_worked_on(tmp_path: Path
     ahead = ReadAhead(opened(tmp_path / "users.csv"), check)
     first = await ahead.next(3)
     assert (first.checked, first.rows.next) == (["N1", "N2", "N3"], ahead.position)
+    given = first.then_read_on(first.checked)
+    assert next(given) == "N1"
+    assert len(check.calls) == 1  # not yet
+    assert list(given) == ["N2", "N3"]
+    first.read_on()  # again: it is one chunk all the same
     await asyncio.to_thread(check.begun.wait, 10)  # nobody has asked for the second
     check.may_go_on.set()
     second = await ahead.next(1)  # it had begun before the size was known
+    second.read_on()
     third = await ahead.next(1)
     assert (second.checked, third.checked, third.rows.next) == (["N4", "N5", "N6"], ["N7"], None)
     assert check.calls == [[2, 3, 4], [5, 6, 7], [8]]
@@ -52,7 +58,7 @@ async def test_the_next_chunk_is_read_while_this_one_is_worked_on(tmp_path: Path
 async def test_one_that_is_closed_closes_its_file_when_its_thread_is_done(tmp_path: Path) -> None:
     check, reader = Checking(2), opened(tmp_path / "users.csv")
     ahead = ReadAhead(reader, check)
-    await ahead.next(3)
+    (await ahead.next(3)).read_on()
     await asyncio.to_thread(check.begun.wait, 10)
     ahead.close()
     assert not reader.is_closed
