@@ -101,7 +101,7 @@ class Reader:
             return Rows([], None, 0)
         for row in chain((self._following,) if self._following else (), self._rows):
             full = len(rows) >= size or row.offset - start.offset >= MAX_CHUNK_BYTES
-            if full and (len(rows) >= size + MAX_TOGETHER or not _belong(rows[-1], row, self._together)):
+            if rows and full and (len(rows) >= size + MAX_TOGETHER or not _belong(rows[-1], row, self._together)):
                 following = row
                 break
             rows.append(row)

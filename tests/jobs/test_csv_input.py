@@ -116,6 +116,15 @@ def test_rows_that_belong_together_are_never_parted(path: Path) -> None:
     assert found == [[("a",)] * 3, [("b",), "has 3 fields where 2 are expected", ("b",)], [("c",)]]
 
 
+@pytest.mark.parametrize("together", [None, 0])
+def test_rows_behind_more_empty_lines_than_a_chunk_may_hold_are_read(
+    path: Path, together: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.csv_input.MAX_CHUNK_BYTES", 10)
+    rows = read(path, b"email,name\n" + b"\n" * 20 + b"a@x,A\nb@x,B\n", together=together)
+    assert told(rows) == [(22, ("a@x", "A")), (23, ("b@x", "B"))]
+
+
 def test_a_changed_file_is_refused(path: Path) -> None:
     path.write_bytes(b"email,name\na@x,A\nb@x,B\n")
     position = read_rows(path, HEADER, None, 1, max_unpacked=MAX_UNPACKED).next
