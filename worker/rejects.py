@@ -4,9 +4,10 @@ import csv
 from io import TextIOWrapper
 from pathlib import Path
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from worker.copying import copy_rows
 from worker.models import Reject
 from worker.run import current_run
 from worker.whole import written_whole
@@ -16,13 +17,8 @@ async def keep_rejects(session: AsyncSession, rejects: list[tuple[int, str, byte
     """Keep (line number from 1, reason, the row's bytes) of the current run."""
     if rejects:
         run = current_run()
-        await session.execute(
-            insert(Reject),
-            [
-                {"id": run.job_id, "enqueued_ms": run.enqueued_ms, "line": line, "reason": reason, "row": row}
-                for line, reason, row in rejects
-            ],
-        )
+        columns = [Reject.id, Reject.enqueued_ms, Reject.line, Reject.reason, Reject.row]
+        await copy_rows(session, Reject, columns, ((run.job_id, run.enqueued_ms, *reject) for reject in rejects))
 
 
 async def write_rejects(session: AsyncSession, target: Path) -> int:
