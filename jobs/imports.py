@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from jobs.csv_input import Position, Reader, Rows
+from jobs.csv_input import Position, Reader
 from jobs.csv_rows import Row
 from jobs.files import Files
 from jobs.read_ahead import Check, Checked, ReadAhead
@@ -31,7 +31,7 @@ class Input:
     """The column whose adjacent equal values one chunk holds."""
 
     async def read(self, chunk: Chunk[Position], check: Check[T]) -> Checked[T]:
-        """The chunk's rows, and what `check` says of them.
+        """What `check` says of the chunk's rows; it is called in a thread.
 
         Raises Permanent for a file that is missing, unreadable, changed or of another header.
         """
@@ -49,7 +49,7 @@ class Input:
         self,
         chunk: Chunk[Position],
         session: AsyncSession,
-        rows: Rows,
+        read: Checked[T],
         rejects: Sequence[tuple[Row, str]],
         *,
         inserted: int,
@@ -59,10 +59,10 @@ class Input:
         Every row is read, and is inserted, updated or rejected.
         """
         await keep_rejects(session, [(row.line, reason, row.raw) for row, reason in rejects])
-        read, rejected = len(rows.rows), len(rejects)
-        counts = {"read": read, "inserted": inserted, "updated": read - rejected - inserted, "rejected": rejected}
-        result = {} if rows.next else {"rejects_path": await self._write_rejects(session)}
-        return chunk.step(rows.next, done=read, total=rows.in_all, counts=counts, result=result)
+        rejected, updated = len(rejects), read.read - len(rejects) - inserted
+        counts = {"read": read.read, "inserted": inserted, "updated": updated, "rejected": rejected}
+        result = {} if read.next else {"rejects_path": await self._write_rejects(session)}
+        return chunk.step(read.next, done=read.read, total=read.in_all, counts=counts, result=result)
 
     async def _write_rejects(self, session: AsyncSession) -> str | None:
         """Write this run's rejects beside the input, and return where. None: there are none."""

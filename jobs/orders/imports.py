@@ -8,12 +8,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from jobs.arrays import any_id, any_text, rows_of
 from jobs.csv_input import Position
+from jobs.csv_rows import Row as FileRow
 from jobs.files import Files
 from jobs.imports import Input
 from jobs.orders.assembly import ImportedOrder, assemble
 from jobs.orders.contracts import ImportOrders, Status
 from jobs.orders.models import Order, OrderLine
-from jobs.orders.rows import HEADER, Line, check_lines
+from jobs.orders.rows import HEADER, Line, RowError, check_lines
 from jobs.orders.stock import give_back
 from jobs.users.models import User
 from worker.bulk import copy_rows, upsert
@@ -25,15 +26,14 @@ async def import_orders(
     job: ImportOrders, session: AsyncSession, chunk: Chunk[Position], *, files: Files
 ) -> Step[Position]:
     file = Input(files, job.path, HEADER, together=HEADER.index("reference"))
-    read = await file.read(chunk, check_lines)
+    read = await file.read(chunk, _with_lines)
     read.read_on()
-    checked = list(zip(read.rows.rows, read.checked, strict=True))
-    lines = [line for _, line in checked if isinstance(line, Line)]
+    lines = [line for _, line in read.checked if isinstance(line, Line)]
     known = await _lock(session, {line.reference for line in lines})
     run = current_run()
     importer = f"{run.job_id}:{run.enqueued_ms}"
     orders, rejects = assemble(
-        checked,
+        read.checked,
         users=await _users(session, {line.email for line in lines}),
         earlier={order.reference for order in known if order.imported_by == importer},
     )
@@ -41,7 +41,11 @@ async def import_orders(
     placed_here = [order for order in known if order.imported_by is None and order.status != "cancelled"]
     await give_back(session, [order.id for order in placed_here if order.reference in orders])
     inserted = await _store(session, orders, importer)
-    return await file.step(chunk, session, read.rows, rejects, inserted=inserted)
+    return await file.step(chunk, session, read, rejects, inserted=inserted)
+
+
+def _with_lines(rows: Sequence[FileRow]) -> list[tuple[FileRow, Line | RowError]]:
+    return list(zip(rows, check_lines(rows), strict=True))
 
 
 async def _users(session: AsyncSession, emails: Collection[str]) -> dict[str, int]:

@@ -31,7 +31,7 @@ async def import_users(
     users, rejects = read.checked
     given = read.then_read_on(users)
     done = await upsert(session, User, [User.email, User.name], given, key=[func.lower(User.email)])
-    return await file.step(chunk, session, read.rows, rejects, inserted=done.inserted)
+    return await file.step(chunk, session, read, rejects, inserted=done.inserted)
 
 
 def check_users(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[tuple[Row, str]]]:

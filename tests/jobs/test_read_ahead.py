@@ -39,7 +39,7 @@ async def test_the_next_chunk_is_read_while_this_one_is_worked_on(tmp_path: Path
     check = Checking(2)
     ahead = ReadAhead(opened(tmp_path / "users.csv"), check)
     first = await ahead.next(3)
-    assert (first.checked, first.rows.next) == (["N1", "N2", "N3"], ahead.position)
+    assert (first.checked, first.next) == (["N1", "N2", "N3"], ahead.position)
     given = first.then_read_on(first.checked)
     assert next(given) == "N1"
     assert len(check.calls) == 1  # not yet
@@ -50,7 +50,7 @@ async def test_the_next_chunk_is_read_while_this_one_is_worked_on(tmp_path: Path
     second = await ahead.next(1)  # it had begun before the size was known
     second.read_on()
     third = await ahead.next(1)
-    assert (second.checked, third.checked, third.rows.next) == (["N4", "N5", "N6"], ["N7"], None)
+    assert (second.checked, third.checked, third.next) == (["N4", "N5", "N6"], ["N7"], None)
     assert check.calls == [[2, 3, 4], [5, 6, 7], [8]]
     ahead.close()
 
