@@ -5,17 +5,15 @@ import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from worker.dev.server import EmbeddedServerError, Server, package_dir
+from worker.dev.server import Embedded, EmbeddedServerError, Server, package_dir
 from worker.dev.user import can_reach, group_of, reachable, user_of_servers
 
 # Commits still reach the operating system, so a crash of the server loses nothing; only a crash of the machine does.
 NOT_DURABLE = {"fsync": "off", "full_page_writes": "off"}
 
 
-class EmbeddedPostgres:
+class EmbeddedPostgres(Embedded):
     """A PostgreSQL (18, unless another is named) that listens on a unix socket alone; user `postgres`, no password.
 
     data_dir: where the databases stay; None: a temporary place that `close` removes.
@@ -54,17 +52,6 @@ class EmbeddedPostgres:
         """The URL of the database `postgres`, as psql takes it."""
         return self.database_url("postgres")
 
-    @property
-    def pid(self) -> int:
-        return self._server.pid
-
-    def is_running(self) -> bool:
-        return self._server.is_running()
-
-    @property
-    def log_path(self) -> Path:
-        return self._server.log_path
-
     def database_url(self, database: str) -> str:
         return f"postgresql://postgres@/{database}?host={self._socket_dir}"
 
@@ -76,17 +63,9 @@ class EmbeddedPostgres:
             command += ["-c", f"{name}={value}"]
         self._server.launch(command, ready=self._accepts_connections, user=self._user)
 
-    def stop(self) -> None:
-        """End all sessions and shut down in order."""
-        self._server.end()
-
     def crash(self) -> None:
         """End all processes at once, as a power cut of the server would; the next start recovers from the log."""
         self._server.end(signal.SIGQUIT)
-
-    def close(self) -> None:
-        """Stop, and delete everything but a `data_dir` that was given."""
-        self._server.remove()
 
     def psql(self, *statements: str, database: str = "postgres") -> str:
         """Run statements with psql, each in a transaction of its own; returns rows as lines, columns parted by `|`."""
@@ -97,17 +76,6 @@ class EmbeddedPostgres:
         if done.returncode != 0:
             raise EmbeddedServerError(f"psql failed on database {database}: {done.stderr.strip()}")
         return done.stdout.strip()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def _make_dir(self, path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,12 @@ import socket
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from worker.dev.user import group_of
 
@@ -111,6 +114,46 @@ class Server:
     def _log_tail(self) -> str:
         lines = self.log_path.read_text(errors="replace").splitlines()
         return " | ".join(lines[-5:]) or "(nothing)"
+
+
+class Embedded(ABC):
+    """What both servers have in common: a process that starts, stops, and closes itself as a context manager."""
+
+    _server: Server
+
+    @abstractmethod
+    def start(self) -> None:
+        """Return when it takes connections. Raises EmbeddedServerError where it doesn't."""
+
+    @property
+    def pid(self) -> int:
+        return self._server.pid
+
+    def is_running(self) -> bool:
+        return self._server.is_running()
+
+    @property
+    def log_path(self) -> Path:
+        return self._server.log_path
+
+    def stop(self) -> None:
+        """Shut down in order; clients are thrown out."""
+        self._server.end()
+
+    def close(self) -> None:
+        """Stop, and delete everything but a `data_dir` that was given."""
+        self._server.remove()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
 
 def package_dir(name: str) -> Path:

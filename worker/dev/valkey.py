@@ -3,13 +3,11 @@
 import signal
 import socket
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from worker.dev.server import EmbeddedServerError, Server, free_port, package_dir
+from worker.dev.server import Embedded, EmbeddedServerError, Server, free_port, package_dir
 
 
-class EmbeddedValkey:
+class EmbeddedValkey(Embedded):
     """A Valkey 9 on a TCP port of 127.0.0.1, the same port for its whole life.
 
     data_dir: where an append-only file keeps the data; None: nothing is kept, and a restart starts empty.
@@ -32,17 +30,6 @@ class EmbeddedValkey:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self._port}"
 
-    @property
-    def pid(self) -> int:
-        return self._server.pid
-
-    def is_running(self) -> bool:
-        return self._server.is_running()
-
-    @property
-    def log_path(self) -> Path:
-        return self._server.log_path
-
     def start(self) -> None:
         directory = self._data_dir or self._server.directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -63,28 +50,9 @@ class EmbeddedValkey:
             ready=self._answers_ping,
         )
 
-    def stop(self) -> None:
-        """Shut down in order."""
-        self._server.end()
-
     def kill(self) -> None:
         """End the process at once."""
         self._server.end(signal.SIGKILL)
-
-    def close(self) -> None:
-        """Stop, and delete everything but a `data_dir` that was given."""
-        self._server.remove()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def _answers_ping(self) -> bool:
         try:
