@@ -46,7 +46,8 @@ local function room(gate)
         gate.permits, gate.tokens = want, want
         if gate.max then
             local permits = 'ratchet:permits:' .. gate.key
-            redis.call('ZREMRANGEBYSCORE', permits, '-inf', now)
+            -- Not in the millisecond in which it ends: the in-progress key still stands, and another job would get it.
+            redis.call('ZREMRANGEBYSCORE', permits, '-inf', '(' .. now)
             gate.permits = gate.max - redis.call('ZCARD', permits)
         end
         if gate.count then
