@@ -48,6 +48,7 @@ def _figures(report: Report) -> Table:
         "slowest takeover": _seconds(report.slowest_takeover_s, report.takeovers),
         "slowest refill of Redis": _seconds(report.slowest_refill_s, report.refills),
         "memory of the long-lived worker": f"{report.before.resident_mb:.0f} and {report.after.resident_mb:.0f} MiB",
+        "the same by tenths of the way": " ".join(f"{part:.0f}" for part in report.on_the_way_mb),
         "its connections to PostgreSQL": f"{report.before.postgres} and {report.after.postgres}",
         "its connections to Valkey": f"{report.before.valkey} and {report.after.valkey}",
     }

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.chaos import logs
 from tests.chaos.app import SLOTS, Meet
 from tests.chaos.crew import resident_mb
 from tests.chaos.faults import ACTS
+from tests.chaos.footprint import Footprint, by_parts
 from tests.chaos.judge import Verdict, judge, lost_direct, shown
 from tests.chaos.plan import KINDS, WITNESS, Fault, by_kind, plan, span_s
 from tests.chaos.producers import Means, produce
@@ -59,16 +61,6 @@ class Progress:
     current: list[str] = field(default_factory=list[str])
 
 
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """What the long-lived worker takes while it has nothing to do."""
-
-    resident_mb: float
-    postgres: int
-    valkey: int
-    """Connections."""
-
-
 @dataclass(slots=True)
 class Report:
     """What came of it."""
@@ -85,6 +77,8 @@ class Report:
     refills: int
     before: Footprint
     after: Footprint
+    on_the_way_mb: list[float]
+    """Resident memory of the long-lived worker, by tenths of the time in which things break."""
     effects: int
     seconds: float
     folder: str
@@ -114,7 +108,7 @@ async def play(options: Options, folder: Path, secrets: Secrets, tell: Callable[
                 member.start()
             await _all_there(stage, sum(options.processes))
             began = time.monotonic()
-            await _through_all(stage, means, options, faults, tell)
+            resident = await _through_all(stage, means, options, faults, tell)
             await _mend(stage)
             await drained(stage)
             seconds = time.monotonic() - began
@@ -125,7 +119,7 @@ async def play(options: Options, folder: Path, secrets: Secrets, tell: Callable[
             await engine.dispose()
         starts = witness.starts
         await witness.stop()
-        return await _judged(stage, options, faults, means, before, after, seconds, starts)
+        return await _judged(stage, options, faults, means, before, after, resident, seconds, starts)
 
 
 async def _through_all(
@@ -134,8 +128,10 @@ async def _through_all(
     options: Options,
     faults: Sequence[Fault],
     tell: Callable[[Progress], None],
-) -> None:
+) -> Sequence[float]:
+    """Returns the long-lived worker's memory (MiB), look by look."""
     progress = Progress()
+    resident: list[float] = []
     began = asyncio.get_running_loop().time()
 
     async def broken(fault: Fault) -> None:
@@ -151,6 +147,8 @@ async def _through_all(
         while True:
             progress.applied = await stage.value("select count(*) from chaos.effect") or progress.applied
             tell(progress)
+            with suppress(OSError):  # it has ended, which the judge tells of
+                resident.append(resident_mb(stage.crew[WITNESS].pid))
             await asyncio.sleep(LOOK_EVERY_S)
 
     telling = asyncio.create_task(told())
@@ -164,6 +162,7 @@ async def _through_all(
     finally:
         telling.cancel()
         await asyncio.gather(telling, return_exceptions=True)
+    return resident
 
 
 async def _all_there(stage: Stage, processes: int) -> None:
@@ -220,6 +219,7 @@ async def _judged(
     means: Means,
     before: Footprint,
     after: Footprint,
+    resident: Sequence[float],
     seconds: float,
     witness_starts: int,
 ) -> Report:
@@ -252,7 +252,7 @@ async def _judged(
     ]
     return Report(
         options, by_kind(faults), means.enqueued, verdicts, told, lost, takeover, len(stage.takeovers_s), refill,
-        len(stage.refills_s), before, after, effects, round(seconds, 1), str(stage.folder),
+        len(stage.refills_s), before, after, by_parts(resident), effects, round(seconds, 1), str(stage.folder),
     )  # fmt: skip
 
 
