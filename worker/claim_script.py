@@ -174,7 +174,6 @@ local function take(queue, source, found, scored, suspect)
         local at = before + i
         redis.call('SET', 'arq:in-progress:' .. id, token .. ':' .. scores[at], 'PX', lease)
         if messages[at] and string.sub(messages[at], -7) ~= ',"o":1}' then redis.call('PERSIST', 'arq:job:' .. id) end
-        if asked[i] then redis.call('ZREM', 'arq:abort', id) end
         failures[at], aborted[at], suspects[at] = counted[i], asked[i] and 1 or 0, suspect and 1 or 0
         held[2 * i - 1], held[2 * i] = now + lease, id
     end

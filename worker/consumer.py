@@ -283,19 +283,19 @@ class Worker(arq.worker.Worker):
         await asyncio.gather(*self._hooks)
 
     async def _cancel_aborted_jobs(self) -> None:
-        """Those of arq's abort set that run here. arq reads the whole set, which anybody may fill."""
-        job_ids = list(self.job_tasks)
+        """Those of arq's abort set that run here. arq reads the whole set, which anybody may fill.
+
+        The word stays until Redis is told of the job's end: whoever takes over from a killed worker needs it, too.
+        """
+        job_ids = [job_id for job_id in self.job_tasks if job_id not in self.aborting_tasks]
         if not job_ids or time.monotonic() < self._next_abort:
             return
         self._next_abort = time.monotonic() + self.poll_delay_s
         asked: list[float | None] = await self.pool.zmscore(ABORT_SET, job_ids)
-        aborted = [job_id for job_id, at in zip(job_ids, asked, strict=True) if at is not None]
-        for job_id in aborted:
-            if job_id in self.job_tasks:
+        for job_id, at in zip(job_ids, asked, strict=True):
+            if at is not None and job_id in self.job_tasks:
                 self.aborting_tasks.add(job_id)
                 self.job_tasks[job_id].cancel()
-        if aborted:
-            await self.pool.zrem(ABORT_SET, *aborted)
 
     async def record_health(self) -> None:
         """arq's line, and for `worker status` a word about this worker."""

@@ -28,6 +28,9 @@ SKUS, SCARCE = 40, "scarce"
 PLENTY = 1_000_000
 USERS = 50
 
+AWAY = (RedisError, OSError, RuntimeError)
+"""What an ask of Valkey comes to while it is away. RuntimeError: uvloop's, of a connection that was just closed."""
+
 # A commit that was answered is in the log of the operating system; a crash of PostgreSQL loses nothing of it.
 OPTIONS = {"synchronous_commit": "on", "log_min_messages": "fatal"}
 
@@ -95,7 +98,7 @@ class Stage:
         try:
             names = {worker.name for worker in await live_workers(redis) if worker.pid in pids}
             keys: list[bytes] = [key async for key in redis.scan_iter(f"{IN_PROGRESS_KEY}*", count=1000)]
-        except (RedisError, OSError):
+        except AWAY:
             return {}
         finally:
             await redis.aclose()
@@ -107,7 +110,7 @@ class Stage:
         redis: Any = Redis.from_url(self.valkey.url, socket_timeout=1, socket_connect_timeout=1)
         try:
             found: list[bytes | None] = await redis.mget([IN_PROGRESS_KEY + job_id for job_id in job_ids] or ["-"])
-        except (RedisError, OSError):
+        except AWAY:
             return {}
         finally:
             await redis.aclose()
@@ -118,7 +121,7 @@ class Stage:
         redis = Redis.from_url(self.valkey.url, socket_timeout=1, socket_connect_timeout=1)
         try:
             return len(await live_workers(redis))
-        except (RedisError, OSError):
+        except AWAY:
             return 0
         finally:
             await redis.aclose()
@@ -128,7 +131,7 @@ class Stage:
         redis = Redis.from_url(self.valkey.url, socket_timeout=1, socket_connect_timeout=1)
         try:
             count: int = await redis.zcard("arq:queue")
-        except (RedisError, OSError):
+        except AWAY:
             return None
         finally:
             await redis.aclose()

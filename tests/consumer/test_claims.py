@@ -64,6 +64,17 @@ async def test_a_claim_moves_the_score_to_the_end_of_the_lease(redis: Redis, cla
     assert await redis.zscore(QUEUE, "a") == claim.claimed_ms + 15_000
 
 
+async def test_an_abort_outlives_whoever_read_it_and_goes_with_its_job(redis: Redis, claims: Claims) -> None:
+    await put(redis, "a")
+    await redis.zadd("arq:abort", {"a": 1})
+    [first] = await claims.take([QUEUE], 1, "killed")
+    await claims.settle([PutBack(first)])
+    [second] = await claims.take([QUEUE], 1, "me")
+    assert (first.aborted, second.aborted) == (True, True)
+    await claims.settle([Finish(second)])
+    assert await redis.exists("arq:abort") == 0
+
+
 async def test_a_claim_takes_the_messages_expiry_away(redis: Redis, claims: Claims) -> None:
     await put(redis, "a")
     await redis.expire("arq:job:a", 100)

@@ -427,15 +427,15 @@ async def first_deploy(stage: Stage) -> Asked:
 
 
 async def aborted(stage: Stage) -> Asked:
-    """By arq's client, before it began."""
+    """By arq's client, before it began: whoever takes it knows, though the one before has died of it."""
     job_id = uuid4().hex
     await stage.redis.zadd(ABORT_SET, {job_id: 1})
     await Queue(stage.redis).enqueue(Play(), job_id=job_id)
-    return _unless_aborted(_once([job_id]))
+    return Asked([], [job_id], statuses=["cancelled"])
 
 
 def _unless_aborted(asked: Asked) -> Asked:
-    """An abort that comes too late, or that is lost with the worker which has read it, is none."""
+    """An abort that comes too late is none."""
     return replace(asked, statuses=["cancelled", "completed"], at_most_once=True)
 
 
