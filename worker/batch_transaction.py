@@ -4,18 +4,20 @@ import json
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker import run_many as ledger
 from worker.call import Work, call_many
 from worker.connection import begin, commit, connected
-from worker.database import create_sessions
-from worker.errors import SwallowedError
+from worker.database import Driver, create_sessions
+from worker.errors import SwallowedError, TransactionEnded
 from worker.faults import fate_of, in_ledger
 from worker.guard import GUARD, Guard
 from worker.outcome import Completed
 from worker.run import Begun, Ended, NotDue, is_marked
+from worker.shield import to_its_end
 from worker.stored import as_jsonb
+from worker.stray_commit import undo_marks
 
 Share: TypeAlias = tuple[Completed | Ended | NotDue | None, int]
 """What a transaction came to for one of its jobs, and the failures that it saw. None: the run wasn't to be had."""
@@ -45,21 +47,35 @@ class BatchTransactor:
             live = [(place, one) for place, one in enumerate(begun) if isinstance(one, Begun)]
             if live:
                 called, seen = [works[place] for place, _ in live], [one for _, one in live]
-                session = self._sessions(bind=connection, info={GUARD: guard})
-                returned = await call_many(called, seen, session, guard)
-                if connection.invalidated or not connection.in_transaction():
-                    raise SwallowedError
-                results = [as_jsonb(result, "result") for result in returned]
-                is_intact = not guard.rolled_back and driver.is_in_transaction()
-                left = [
-                    (work.run, result)
-                    for work, one, result in zip(called, seen, results, strict=True)
-                    if not (is_intact and is_marked(one, result))
-                ]
-                if left:
-                    with in_ledger():
-                        await ledger.complete(driver, left, seen[0].transaction)
+                try:
+                    results = await self._work(connection, driver, called, seen, guard)
+                except BaseException as error:
+                    called_runs = [work.run for work in called]
+                    undoing = undo_marks(self._engine, connection, called_runs, seen[0].transaction, error)
+                    if await to_its_end(undoing):
+                        raise TransactionEnded from error
+                    raise
                 for (place, one), result in zip(live, results, strict=True):
                     shares[place] = Completed(json.loads(result)), one.failures
             await fate_of(commit(connection))
             return shares
+
+    async def _work(
+        self, connection: AsyncConnection, driver: Driver, works: Sequence[Work], begun: Sequence[Begun], guard: Guard
+    ) -> list[str]:
+        """What comes between begin and commit. Returns the results as JSON."""
+        session = self._sessions(bind=connection, info={GUARD: guard})
+        returned = await call_many(works, begun, session, guard)
+        if connection.invalidated or not connection.in_transaction():
+            raise SwallowedError
+        results = [as_jsonb(result, "result") for result in returned]
+        is_intact = not guard.rolled_back and driver.is_in_transaction()
+        left = [
+            (work.run, result)
+            for work, one, result in zip(works, begun, results, strict=True)
+            if not (is_intact and is_marked(one, result))
+        ]
+        if left:
+            with in_ledger():
+                await ledger.complete(driver, left, begun[0].transaction)
+        return results

@@ -149,13 +149,6 @@ with marked as (
 select count(*) from marked
 """
 
-# What its own transaction has committed, and nobody has touched since.
-_UNMARK = text("""
-update worker.run set status = 'waiting', result = null, finished_at = null
-where id = :id and enqueued_ms = :ms and status = 'completed'
-    and xmin = cast(cast(cast(:transaction as text) as xid8) as xid)
-""")
-
 # once=False: there is no run, unless the job failed or was snoozed before.
 _CLOSE_UNKEPT = text(f"""
 with taken as ({_TAKE_ROW})
@@ -220,11 +213,6 @@ async def complete(driver: Driver, run: Identity, begun: Begun, result: str) -> 
     """Mark the run done, with its result as JSON, and take its outbox row away. Raises TransactionEnded."""
     if not await driver.fetchval(_COMPLETE, run.job_id, run.enqueued_ms, begun.transaction, result):
         raise TransactionEnded
-
-
-async def unmark(connection: AsyncConnection, run: Identity, begun: Begun) -> None:
-    """Take the mark back that `begin` made, where a handler has committed it by itself, with half of its work."""
-    await connection.execute(_UNMARK, {**run.key, "transaction": begun.transaction})
 
 
 async def close_unkept(connection: AsyncConnection, run: Identity) -> None:

@@ -17,7 +17,7 @@ from worker.call import Work, call
 from worker.chunk import Step
 from worker.connection import begin, commit, connected
 from worker.database import Driver, create_sessions
-from worker.errors import Permanent, SwallowedError
+from worker.errors import Permanent, SwallowedError, TransactionEnded
 from worker.faults import LOCK_NOT_AVAILABLE, fate_of, in_ledger, sqlstate
 from worker.guard import GUARD, Guard
 from worker.handler import ChunkedHandler
@@ -25,6 +25,7 @@ from worker.outcome import Completed, Released, Yielded
 from worker.partitions import Split
 from worker.shield import to_its_end
 from worker.stored import as_jsonb
+from worker.stray_commit import undo_marks
 from worker.zombies import Zombies
 
 
@@ -61,9 +62,10 @@ class Transactor:
             on_begun(begun.seen)
             try:
                 outcome = await self._work(connection, driver, work, begun, guard)
-            except BaseException:
-                if begun.marked_at is not None and not (connection.invalidated or driver.is_in_transaction()):
-                    await to_its_end(self._unmark(work, begun))
+            except BaseException as error:
+                undoing = undo_marks(self._engine, connection, [work.run], begun.transaction, error)
+                if await to_its_end(undoing):
+                    raise TransactionEnded from error
                 raise
             await fate_of(commit(connection))
             return outcome
@@ -86,11 +88,6 @@ class Transactor:
             begun = replace(begun, marked_at=None)
         with in_ledger():
             return await _mark(connection, driver, work, begun, returned, took=took)
-
-    async def _unmark(self, work: Work, begun: ledger.Begun) -> None:
-        """The transaction is over before its commit. If a handler has committed it, the job isn't done all the same."""
-        async with self._engine.begin() as connection:
-            await ledger.unmark(connection, work.run, begun)
 
     async def _begin(
         self, connection: AsyncConnection, work: Work

@@ -28,6 +28,7 @@ STRUCK = {
     "run_many": "the ledger of a batch",
     "setback": "failures are written down",
     "shield": "the commit goes to its end",
+    "stray_commit": "whether a handler has committed by itself",
     "sweep": "what Redis lost is sent again",
     "ticker": "cron ticks are enqueued",
     "transaction": "begin, call, mark, commit",

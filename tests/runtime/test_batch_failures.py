@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -99,6 +100,22 @@ async def test_one_that_spoils_its_batch_ends_alone_and_the_others_commit(
         ("completed", 0)
     ]
     assert bench.told.attempts == [1] * 8  # each began once, as far as anybody was told
+
+
+@pytest.mark.parametrize("statement", ["commit", "commit and chain"])
+@pytest.mark.parametrize("direct", [True, False])
+async def test_a_batch_that_commits_unseen_and_fails_is_not_done(bench: Bench, statement: str, *, direct: bool) -> None:
+    """What it has committed stays; each job is dead with a sentence, since each would do it again."""
+
+    async def committing(jobs: Sequence[Note], session: AsyncSession) -> None:
+        raw: Any = await (await session.connection()).get_raw_connection()
+        await raw.driver_connection.execute(f"select 1; {statement}")
+        raise ValueError("half of the work is missing")
+
+    deliveries = [bench.direct(Note(text=str(n))) for n in range(3)] if direct else await enqueued(bench, 3)
+    outcomes = await bench.run_all(batches_of(3, committing), deliveries)
+    assert [type(outcome) for outcome in outcomes] == [Dead] * 3
+    assert await bench.runs() == [("dead", 1)] * 3
 
 
 async def test_all_of_them_may_be_bad(bench: Bench) -> None:

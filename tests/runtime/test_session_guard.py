@@ -154,15 +154,31 @@ async def test_a_handler_that_ends_the_transaction_behind_the_sessions_back_is_d
     assert await bench.rows() == 0
 
 
-async def test_a_commit_by_the_driver_that_nobody_saw_leaves_no_run_that_is_done(bench: Bench) -> None:
+async def by_driver_unseen(session: AsyncSession) -> None:
+    raw: Any = await (await session.connection()).get_raw_connection()
+    await raw.driver_connection.fetch("commit")
+
+
+async def by_driver_with_a_transaction_after(session: AsyncSession) -> None:
+    raw: Any = await (await session.connection()).get_raw_connection()
+    await raw.driver_connection.execute("select 1; commit and chain")
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("misuse", [by_driver_unseen, by_driver_with_a_transaction_after])
+async def test_a_commit_by_the_driver_that_nobody_saw_leaves_no_run_that_is_done(
+    bench: Bench, misuse: Misuse, *, direct: bool
+) -> None:
     async def committing(job: Note, session: AsyncSession) -> None:
-        raw: Any = await (await session.connection()).get_raw_connection()
-        await raw.driver_connection.fetch("commit")
+        await effect(session, "half")
+        await misuse(session)
         raise ValueError("half of the work is missing")
 
-    outcome = await bench.run(Handler(Note, committing), bench.direct(Note()))
-    assert isinstance(outcome, Retrying)
-    assert await bench.runs() == [("retrying", 1)]
+    delivery = bench.direct(Note()) if direct else await bench.enqueued(Note())
+    outcome = await bench.run(Handler(Note, committing), delivery)
+    assert isinstance(outcome, Dead)
+    assert outcome.error.startswith("TransactionEnded: The handler ended its transaction by itself")
+    assert await bench.runs() == [("dead", 1)]
 
 
 async def test_a_connection_that_goes_back_to_the_pool_is_watched_no_more(bench: Bench) -> None:
