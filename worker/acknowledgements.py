@@ -7,7 +7,7 @@ from datetime import timedelta
 import structlog
 from redis.exceptions import RedisError
 
-from worker.claim import Claim, Claims
+from worker.claim import Claim, Claims, Finish, PutBack
 from worker.delivery import Report
 from worker.lease import Leases
 from worker.settle import ending
@@ -78,15 +78,27 @@ class Acknowledgements:
 
     async def _send(self, ended: Sequence[Ended]) -> None:
         await self._leases.renewed()
+        told = self._endings(ended)
         try:
-            settled = await self._claims.settle([ending(*one, self._keep_result) for one in ended])
+            settled = await self._claims.settle(list(told.values()))
         except (RedisError, OSError) as error:
             hint = "they are delivered again; what was done is a duplicate then"
-            ids = [claim.job_id for claim, _ in ended]
+            ids = [ended[place][0].job_id for place in told]
             self._log.warning("not_acknowledged", job_ids=ids, reason=type(error).__name__, hint=hint)
             return
-        for (claim, report), is_settled in zip(ended, settled, strict=True):
+        for place, is_settled in zip(told, settled, strict=True):
+            claim, report = ended[place]
             self._told(report, claim)
             if not is_settled:
                 outcome = type(report.outcome).__name__.lower()
                 self._log.warning("lease_was_lost", job_id=claim.job_id, outcome=outcome)
+
+    def _endings(self, ended: Sequence[Ended]) -> dict[int, Finish | PutBack]:
+        """What to tell of each, by its place. One that can't be put into words is left to its lease."""
+        endings: dict[int, Finish | PutBack] = {}
+        for place, (claim, report) in enumerate(ended):
+            try:
+                endings[place] = ending(claim, report, self._keep_result)
+            except Exception as error:  # noqa: BLE001 - one job's fault is no other's
+                self._fault(error)
+        return endings

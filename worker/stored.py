@@ -2,7 +2,7 @@
 
 import re
 
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from worker.errors import Permanent
 
@@ -14,7 +14,8 @@ NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 def as_jsonb(value: object, what: str) -> str:
     """`value` as JSON that PostgreSQL's jsonb takes. Numbers that are no JSON (NaN, infinity) become null.
 
-    Raises Permanent where it is no JSON, over 64 KiB, or holds NUL or a lone surrogate. `what` names it in the error.
+    Raises Permanent where it is no JSON, over 64 KiB, nested too deep to be read again, or holds NUL or a lone
+    surrogate. `what` names it in the error.
     """
     if value is None:
         return "null"
@@ -29,6 +30,10 @@ def as_jsonb(value: object, what: str) -> str:
         )
     if NUL.search(encoded):
         raise Permanent(f"The handler's {what} holds a NUL character, which PostgreSQL's jsonb refuses; take it out.")
+    try:
+        from_json(encoded)
+    except ValueError:
+        raise Permanent(f"The handler's {what} is nested too deep to be read again; return flatter values.") from None
     return encoded.decode()
 
 

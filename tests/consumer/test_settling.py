@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from tests.consumer.conftest import Burst, Effects, Work
 from tests.consumer.jobs import PING, Gate, Ping, calling, leave_effect
 from tests.support.waiting import wait_until
+from worker import acknowledgements
 from worker.chunk import Chunk, Step
 from worker.claim import Claim, Claims, Finish, PutBack
 from worker.delivery import Delivery, Kept, Report
@@ -318,6 +319,35 @@ async def test_a_fault_of_an_acknowledgement_is_told_and_keeps_no_other_from_red
         assert [(part, repr(error)) for part, error in worker.faults] == [("consumer", "ValueError('a bug')")]
     assert await effects() == [first, second]
     assert await arq.zcard("arq:queue") == 0
+
+
+async def test_an_ending_that_can_t_be_told_keeps_no_other_from_redis(
+    arq: ArqRedis, work: Work, effects: Effects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(claim: Claim, report: Report, keep: timedelta) -> Finish | PutBack:
+        if claim.job_id == "bad":
+            raise ValueError("it can't be encoded")
+        return ending(claim, report, keep)
+
+    monkeypatch.setattr(acknowledgements, "ending", broken)
+    gate = Gate()
+    for job_id in "bad", "good":
+        await Queue(arq).enqueue(Ping(), job_id=job_id)
+    async with work(calling(gate)) as worker:
+        await gate.reached.wait()
+        gate.opened.set()
+        await worker.outcome("bad")
+        await worker.outcome("good")
+
+        async def is_gone() -> bool:
+            return await arq.zscore("arq:queue", "good") is None
+
+        await wait_until(is_gone)
+        assert [(part, repr(error)) for part, error in worker.faults] == [
+            ("consumer", 'ValueError("it can\'t be encoded")')
+        ]
+    assert await arq.zscore("arq:queue", "bad") is not None
+    await arq.flushall()
 
 
 async def test_a_fault_of_the_look_itself_does_not_end_the_worker(

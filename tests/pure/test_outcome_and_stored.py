@@ -5,10 +5,12 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import from_json
 
 from worker.errors import Permanent
 from worker.outcome import describe
 from worker.stored import MAX_STORED_BYTES, as_jsonb, as_text
+from worker.wire import Result, encode_result
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=50)
 JSON = st.recursive(
@@ -50,3 +52,22 @@ def test_any_text_becomes_text_that_postgresql_takes(text: str) -> None:
     assert stored.encode() is not None
     if "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text):
         assert stored == text
+
+
+def nested(depth: int) -> list[object]:
+    value: list[object] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_what_is_stored_can_be_read_and_told_again() -> None:
+    stored = as_jsonb(nested(150), "result")
+    assert from_json(stored) == nested(150)
+    assert encode_result(Result("a", "q", None, 1, success=True, value=nested(150), started_ms=1, finished_ms=2))
+
+
+@pytest.mark.parametrize("depth", [230, 260, 100_000])
+def test_what_could_not_be_read_again_is_refused(depth: int) -> None:
+    with pytest.raises(Permanent, match="The handler's result"):
+        as_jsonb(nested(depth), "result")
