@@ -1,6 +1,7 @@
 """Outcomes as text, and what PostgreSQL's columns take."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -54,8 +55,8 @@ def test_any_text_becomes_text_that_postgresql_takes(text: str) -> None:
         assert stored == text
 
 
-def nested(depth: int) -> list[object]:
-    value: list[object] = []
+def nested(depth: int) -> Any:
+    value: list[Any] = []
     for _ in range(depth):
         value = [value]
     return value
