@@ -20,7 +20,7 @@ from worker.outcome import BUSY, Cancelled, Completed, Outcome, Released, Retryi
 from worker.pressure import Ceiling
 from worker.reporting.observer import Observation
 from worker.setback import Decision, Setbacks, cancelled, duplicate_of, failed, held_back, snoozed
-from worker.shield import is_cancelled, to_its_end
+from worker.shield import cancellations, is_cancelled, to_its_end
 from worker.transaction import Transactor
 from worker.unkept import UnkeptTransactor
 
@@ -65,7 +65,7 @@ class Attempt:
         self._observation = observation
         self._hold = work.delivery.hold
         self._seen: ledger.Seen | None = None
-        """What the transaction saw of the run when it began."""
+        """What the last transaction saw of the run when it began."""
         self._retries = 0
         self._fate_unknown = False
         self._started = time.monotonic()
@@ -98,7 +98,7 @@ class Attempt:
 
     async def _transaction(self) -> Done:
         """One transaction, unless a chunk has to wait."""
-        handler = self._work.handler
+        self._seen, handler = None, self._work.handler
         if isinstance(handler, ChunkedHandler) and (brake := await self._crew.brakes.look(self._work)):
             return brake
         self._hold.begins(handler.timeout)
@@ -165,10 +165,14 @@ class Attempt:
         """A failure, unless PostgreSQL is at fault. None: run it again at once."""
         if self._seen is None and is_pool_empty(error):
             return Released("no connection is free", BUSY)
-        is_lost = is_lost_connection(error)
+        is_lost, before = is_lost_connection(error), cancellations()
         if is_lost and not await to_its_end(self._crew.availability.check()):
             # Where a commit was under way, the next begin reads its fate under the run's lock.
             return Released("PostgreSQL is away", BUSY)
+        if self._hold.is_aborted():
+            return await self._record(ABORTED)
+        if cancellations() > before:  # while PostgreSQL was looked for
+            return Released("the worker stops")
         if (is_lost or is_conflict(error)) and self._may_retry():
             return None
         return await self._record(failed(error, self._work.handler.retry))

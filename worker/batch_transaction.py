@@ -1,7 +1,7 @@
 """One transaction of many jobs: begin all, call the handler once, mark all done, commit. Raises whatever goes wrong."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -30,10 +30,10 @@ class BatchTransactor:
         self._engine = engine
         self._sessions = create_sessions()
 
-    async def carry_out(self, works: Sequence[Work]) -> list[Share]:
+    async def carry_out(self, works: Sequence[Work], on_begun: Callable[[], None]) -> list[Share]:
         """One transaction for all, which have one handler; nothing of it stays unless it commits.
 
-        Raises as Transactor.carry_out does.
+        `on_begun` is called once it has a connection and the runs. Raises as Transactor.carry_out does.
         """
         guard, runs = Guard(), [work.run for work in works]
         async with connected(self._engine, guard) as connection:
@@ -43,6 +43,7 @@ class BatchTransactor:
                 ended = [run for run, one in zip(runs, begun, strict=True) if isinstance(one, Ended)]
                 if ended:
                     await ledger.take_rows(driver, ended)
+            on_begun()
             shares: list[Share] = [(None, 0) if isinstance(one, Begun) else (one, 0) for one in begun]
             live = [(place, one) for place, one in enumerate(begun) if isinstance(one, Begun)]
             if live:

@@ -7,7 +7,7 @@ from typing import assert_never
 
 from worker.attempt import IMMEDIATE_RETRIES, Crew, Settled
 from worker.batch_transaction import Share
-from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, plainly
+from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, is_pool_empty, plainly
 from worker.member import Member
 from worker.outcome import BUSY, OFFER_AGAIN, Completed, Outcome, Released
 from worker.run import Ended, NotDue
@@ -24,6 +24,8 @@ class Halving:
         self._crew = crew
         self._is_stopping = is_stopping
         self._timeout = members[0].work.handler.timeout
+        self._has_begun = False
+        """Whether the last try had a connection and the runs."""
 
     async def carry_out(self) -> None:
         """Those that were aborted meanwhile first, each alone; the others together."""
@@ -46,6 +48,9 @@ class Halving:
             if is_lost_connection(made) and not await to_its_end(self._crew.availability.check()):
                 self.release("PostgreSQL is away", BUSY)
                 return
+            if is_pool_empty(made) and not self._has_begun:
+                self.release("no connection is free", BUSY)
+                return
             fate_unknown |= isinstance(made, FateUnknown)
             tries_left = tries_left - 1 if _is_nobodys_fault(made) else 0
         middle = len(members) // 2
@@ -55,14 +60,18 @@ class Halving:
     async def _try(self, members: Sequence[Member]) -> list[Share] | BaseException:
         """One transaction, or what it raised, whatever a handler raises."""
         self._extend_leases(1)
+        self._has_begun = False
         try:
-            return await self._crew.many.carry_out([member.work for member in members])
+            return await self._crew.many.carry_out([member.work for member in members], self._begun)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
             if self._is_stopping():
                 raise asyncio.CancelledError from error
             return plainly(error)
+
+    def _begun(self) -> None:
+        self._has_begun = True
 
     def _tell(self, members: Sequence[Member], shares: Sequence[Share], *, fate_unknown: bool) -> list[Member]:
         """Tell what came of a transaction that committed. Returns those whose runs weren't to be had."""

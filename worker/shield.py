@@ -42,10 +42,15 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
         raise
 
 
+def cancellations() -> int:
+    """How often the calling task was asked to end, without an answer yet."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
+
+
 def is_cancelled() -> bool:
     """Whether the calling task was asked to end, and hasn't answered yet."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    return cancellations() > 0
 
 
 def stop_if_cancelled() -> None:

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import Bench, Grip, Note, slow_commit
@@ -16,9 +17,11 @@ from tests.runtime.postgres_proxy import COMMIT_SENT, COMMITTED, PostgresProxy
 from tests.runtime.test_batches import LONG, batches_of, enqueued, noting
 from tests.support.waiting import wait_until
 from worker.attempt import IMMEDIATE_RETRIES
+from worker.batch_transaction import BatchTransactor, Share
+from worker.call import Work
 from worker.delivery import Delivery
 from worker.errors import Cancel, Permanent, Snooze
-from worker.outcome import Cancelled, Completed, Dead, Duplicate, Released, Retrying, Snoozed
+from worker.outcome import BUSY, Cancelled, Completed, Dead, Duplicate, Released, Retrying, Snoozed
 from worker.retry import RetryPolicy
 
 BAD = "3"
@@ -220,6 +223,28 @@ async def test_a_conflict_is_tried_again_at_once_as_a_whole(bench: Bench) -> Non
     assert sizes == [4] * (1 + IMMEDIATE_RETRIES)
     assert await bench.all("select cents from balance where id = 1") == [(87,)]
     assert await bench.runs() == [("completed", 0)] * 4
+
+
+async def test_a_pool_that_is_all_taken_puts_the_batch_back_whole(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliveries = [bench.direct(Note(text=str(n))) for n in range(4)]
+    monkeypatch.setattr(bench.engine.pool, "_timeout", 0.01)
+    async with AsyncExitStack() as taken:
+        with suppress(PoolTimeout):
+            while not (await taken.enter_async_context(bench.engine.connect())).closed:
+                pass
+        tries: list[int] = []
+        carry_out = BatchTransactor.carry_out
+
+        async def counting(self: BatchTransactor, works: Sequence[Work], on_begun: Callable[[], None]) -> list[Share]:
+            tries.append(len(works))
+            return await carry_out(self, works, on_begun)
+
+        monkeypatch.setattr(BatchTransactor, "carry_out", counting)
+        outcomes = await bench.run_all(batches_of(4, noting), deliveries)
+        assert outcomes == [Released("no connection is free", BUSY)] * 4
+        assert tries == [4]
 
 
 async def test_a_conflict_that_does_not_end_halves_the_batch(bench: Bench) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
@@ -14,15 +14,19 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.runtime.bench import Bench, Note, backend, effect
+from tests.runtime.bench import Bench, Grip, Note, backend, effect
 from tests.runtime.postgres_proxy import PostgresProxy
 from tests.support.waiting import wait_until
 from worker.attempt import IMMEDIATE_RETRIES
+from worker.call import Work
 from worker.database import connect, create_engine
 from worker.dev import EmbeddedPostgres
+from worker.faults import LedgerBusy
 from worker.handler import Handler
-from worker.outcome import Completed, Dead, Released, Retrying
+from worker.outcome import BUSY, Cancelled, Completed, Dead, Released, Retrying
 from worker.retry import RetryPolicy
+from worker.run import Seen
+from worker.transaction import Transactor
 
 
 async def end_backend(bench: Bench, session: AsyncSession) -> None:
@@ -217,6 +221,39 @@ async def test_connections_set_tcp_keepalive_and_user_timeouts_of_15_seconds_on_
     await connection.close()
     assert server == ["15000", "5", "5", "2"]  # 5 s idle, then two tries of 5 s
     assert client == [15_000, 5, 5, 2]
+
+
+async def test_a_pool_that_is_all_taken_at_an_immediate_retry_burns_no_attempt(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised = iter([LedgerBusy(is_conflict=True), PoolTimeout("all are taken")])
+
+    async def raising(_self: Transactor, _work: Work, on_begun: Callable[[Seen], None]) -> Completed:
+        error = next(raised)
+        if isinstance(error, LedgerBusy):
+            on_begun(Seen(0))
+        raise error
+
+    monkeypatch.setattr(Transactor, "carry_out", raising)
+    assert await bench.run(losing(bench, 0, []), bench.direct(Note())) == Released("no connection is free", BUSY)
+    assert await bench.runs() == []
+
+
+@pytest.mark.parametrize("aborted", [True, False])
+async def test_who_is_cancelled_while_postgresql_is_looked_for_is_not_run_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, aborted: bool
+) -> None:
+    hold, tries = Grip(), list[int]()
+    attempt = asyncio.create_task(bench.run(losing(bench, 1, tries), bench.direct(Note(), hold=hold)))
+
+    async def check() -> bool:
+        hold.aborted = aborted
+        attempt.cancel()
+        return True
+
+    monkeypatch.setattr(bench.availability, "check", check)
+    assert await attempt == (Cancelled("aborted") if aborted else Released("the worker stops"))
+    assert len(tries) == 1
 
 
 async def test_every_workers_connection_says_whose_it_is(bench: Bench) -> None:
