@@ -62,9 +62,20 @@ class Cron:
 
     def newest_tick(self, after: datetime, until: datetime) -> datetime | None:
         """The last time in (after, until] that is younger than the grace; None if there is none."""
-        newest = None
-        for tick in self.ticks_after(max(after, until - self.grace)):
+        missed, span = until - max(after, until - self.grace), timedelta(hours=1)
+        # The last hour first, then more: a year of minutes has half a million ticks, and the last of them is enough.
+        while missed > timedelta(0):
+            span = min(span, missed)
+            newest = self._last_of(until - span, until)
+            if newest is not None or span == missed:
+                return newest
+            span *= 4
+        return None
+
+    def _last_of(self, after: datetime, until: datetime) -> datetime | None:
+        last = None
+        for tick in self.ticks_after(after):
             if tick > until:
                 break
-            newest = tick
-        return newest
+            last = tick
+        return last

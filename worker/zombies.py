@@ -41,7 +41,7 @@ class Zombies:
         # The server's own word: the pid that the connection was given at its start may be a pooler's invention.
         waiting: int = await driver.fetchval("select pg_backend_pid()")
         self._waiting.add(waiting)
-        if self._ending is None:
+        if self._ending is None or self._ending.done():
             self._ending = asyncio.create_task(self._end_blockers(), name="zombies")
         try:
             yield

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -81,10 +81,13 @@ def test_an_hourly_entry_runs_every_hour_whatever_the_clock_does() -> None:
     assert {later - earlier for earlier, later in pairwise(ticks)} == {timedelta(hours=1)}
 
 
+MOMENTS = st.integers(0, 2 * 365 * 24 * 60).map(
+    lambda minutes: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)
+)
+
+
 @given(
-    st.integers(0, 2 * 365 * 24 * 60).map(
-        lambda minutes: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)
-    ),
+    MOMENTS,
     st.sampled_from(["* * * * *", "30 2 * * *", "0 */2 * * *", "15 1-3 * * 0", "*/7 2 25 10 *", "59 23 31 12 *"]),
     st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca"]),
 )
@@ -101,6 +104,35 @@ def test_the_newest_of_the_ticks_missed_within_the_grace() -> None:
     assert cron.newest_tick(long_ago, until) == datetime(2026, 1, 1, 12, tzinfo=UTC)
     assert cron.newest_tick(datetime(2026, 1, 1, 12, tzinfo=UTC), until) is None
     assert cron.newest_tick(until, long_ago) is None
+
+
+@given(
+    MOMENTS,
+    st.integers(1, 20 * 24 * 60).map(lambda minutes: timedelta(minutes=minutes)),
+    st.sampled_from(["30 2 * * *", "0 */2 * * *", "15 1-3 * * 0", "59 23 31 12 *"]),
+    st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe"]),
+)
+@example(datetime(2026, 10, 25, 1, 10, tzinfo=UTC), timedelta(hours=3), "30 2 * * *", "Europe/Berlin")
+@example(datetime(2026, 3, 29, 1, 10, tzinfo=UTC), timedelta(hours=3), "30 2 * * *", "Europe/Berlin")
+def test_the_newest_is_the_last_of_all(until: datetime, missed: timedelta, crontab: str, tz: str) -> None:
+    cron = Cron(Report(), crontab, tz=tz, grace=timedelta(days=30))
+    all_of_them = takewhile(lambda tick: tick <= until, cron.ticks_after(until - missed))
+    assert cron.newest_tick(until - missed, until) == max(all_of_them, default=None)
+
+
+def test_a_year_of_missed_minutes_is_not_gone_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, ticks_after = list[datetime](), Cron.ticks_after
+
+    def counting(self: Cron, moment: datetime) -> Iterator[datetime]:
+        for tick in ticks_after(self, moment):
+            seen.append(tick)
+            yield tick
+
+    monkeypatch.setattr(Cron, "ticks_after", counting)
+    until = datetime(2027, 1, 1, tzinfo=UTC)
+    cron = Cron(Report(), "* * * * *", grace=timedelta(days=365))
+    assert cron.newest_tick(until - timedelta(days=365), until) == until
+    assert len(seen) < 100
 
 
 @pytest.mark.parametrize(("missed_for", "is_due"), [(59, True), (60, False), (61, False)])

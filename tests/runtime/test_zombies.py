@@ -4,17 +4,19 @@ import asyncio
 import signal
 import sys
 from asyncio.subprocess import PIPE
+from typing import Any
 
 import pytest
 import structlog
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from tests.runtime.bench import Bench, Grip, Note, effect
 from worker import database
 from worker.database import create_engine
 from worker.handler import Handler
 from worker.outcome import Completed, Duplicate, Released
+from worker.zombies import Zombies
 
 
 async def noting(job: Note, session: AsyncSession) -> str:
@@ -95,3 +97,31 @@ async def test_many_jobs_that_wait_for_zombies_share_one_helper_connection(bench
         outcomes = await asyncio.gather(*(bench.run(Handler(Note, noting), delivery) for delivery in deliveries))
         await zombie.invalidate()
     assert outcomes == [Completed("done")] * 4
+
+
+async def test_a_helper_that_has_failed_is_followed_by_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though some job waits all the while."""
+    helpers = Zombies(bench.engine)
+    failed, looked_again = asyncio.Event(), asyncio.Event()
+
+    async def end(_self: Zombies, _connection: AsyncConnection) -> int:
+        if not failed.is_set():
+            failed.set()
+            raise ConnectionError
+        looked_again.set()
+        return 0
+
+    monkeypatch.setattr(Zombies, "_end", end)
+    async with (
+        bench.engine.connect() as first,
+        bench.engine.connect() as second,
+        helpers.ended_for(await driver(first)),
+    ):
+        await failed.wait()
+        async with helpers.ended_for(await driver(second)):
+            await asyncio.wait_for(looked_again.wait(), 10)
+
+
+async def driver(connection: AsyncConnection) -> Any:
+    raw: Any = await connection.get_raw_connection()
+    return raw.driver_connection
