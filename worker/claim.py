@@ -53,6 +53,12 @@ class Claim:
     """The name whose permit it holds, where that is limited."""
     is_suspect: bool = False
     """It is taken from a lease that ran out, so the process that had it may have died of it."""
+    is_restored: bool = False
+    """Its in-progress key was gone for a while: there may be another job of its id by now."""
+
+    def digest(self) -> bytes:
+        """By which its message is known, in hexadecimal: SHA-1, as Redis's scripts have it."""
+        return hashlib.sha1(self.message or b"", usedforsecurity=False).hexdigest().encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +218,8 @@ class Clock:
 
 def _arguments(ending: Finish | PutBack) -> tuple[Any, ...]:
     """What SETTLE takes of one ending."""
-    claim = ending.claim
-    return claim.queue, claim.raw_id, claim.token, _how(ending)
+    claim, how = ending.claim, _how(ending)
+    return claim.queue, claim.raw_id, claim.token, b"only %b %b" % (claim.digest(), how) if claim.is_restored else how
 
 
 def _how(ending: Finish | PutBack) -> bytes:

@@ -30,7 +30,7 @@ local page, pages, step, idle_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumbe
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ids, scores, messages, failures, aborted, limited, suspects = {}, {}, {}, {}, {}, {}, {}
-local counts, passed, bytes, full = {}, {}, 0, false
+local counts, passed, bytes, full, more = {}, {}, 0, false, false
 local parked, parked_bytes, waiting = 0, 0, {}
 
 local gates, gate_of_name = {}, {}
@@ -228,6 +228,7 @@ local function take_due(queue, behind)
         if #due == 0 then return 0 end
         behind, size = behind + take(queue, queue, in_pairs(due)), page
     end
+    more = more or #ids > 0
     return full and 0 or behind
 end
 
@@ -247,7 +248,7 @@ local function mark_idle(queue)
 end
 
 local reopens = false
-if not full then
+if not full and not more then
     for _, queue in ipairs(KEYS) do mark_idle(queue) end
     for key, gate in pairs(waiting) do
         mark_idle('/' .. key)
@@ -256,7 +257,7 @@ if not full then
     end
 end
 return {
-    now, parked, full and 1 or 0, reopens, passed, counts,
+    now, parked, (full or more) and 1 or 0, reopens, passed, counts,
     ids, scores, messages, failures, aborted, limited, suspects
 }
 """.replace("SUSPECT_WAITS_MS", str(SUSPECT_WAITS_MS))

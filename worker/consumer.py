@@ -331,7 +331,7 @@ class _LeaseHold:
 
     async def is_ours(self) -> bool:
         try:
-            return await self._engine.claims.is_held(self._claim)
+            return await self._engine.claims.is_held(self._engine.leases.current(self._claim))
         except (RedisError, OSError):
             return False
 

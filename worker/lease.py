@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,32 +16,11 @@ from redis.exceptions import RedisError
 
 from worker.broker import connect_blocking
 from worker.claim import Claim
+from worker.lease_script import RENEW, RESTORE
 
 RENEWALS_PER_LEASE = 3
 AWAY_RETRY_S = 0.25
 """Between tries while Redis is away."""
-
-# A missing key was wiped: it is restored, so that a job which is sent again doesn't start twice. Another's token means
-# that the lease was lost. Answers with the places of those, from 1.
-RENEW = """
-local time = redis.call('TIME')
-local lease = tonumber(ARGV[1])
-local until_ms = time[1] * 1000 + math.floor(time[2] / 1000) + lease
-local lost = {}
-for i = 2, #ARGV, 4 do
-    local id, token, queue, limited = unpack(ARGV, i, i + 3)
-    local held = redis.pcall('GET', 'arq:in-progress:' .. id)
-    if held and held ~= token then
-        lost[#lost + 1] = (i + 2) / 4
-    else
-        redis.call('SET', 'arq:in-progress:' .. id, token, 'PX', lease)
-        redis.call('ZADD', queue, 'XX', until_ms, id)
-        redis.call('ZADD', 'ratchet:leases:' .. queue, until_ms, id)
-        if limited ~= '' then redis.call('ZADD', 'ratchet:permits:' .. limited, until_ms, id) end
-    end
-end
-return lost
-"""
 
 
 @dataclass(slots=True)
@@ -133,6 +112,12 @@ class Leases:
             held = self._held.pop(claim.raw_id, None)
         return held.claim if held else claim
 
+    def current(self, claim: Claim) -> Claim:
+        """The claim that this job is held by now."""
+        with self._lock:
+            held = self._held.get(claim.raw_id)
+        return held.claim if held else claim
+
     async def renewed(self) -> None:
         """Wait for a renewal that is under way: it would take a settled job's missing key for one that was wiped."""
         while self._renewing.is_set():  # noqa: ASYNC110 - a thread's event, set for a millisecond in five seconds
@@ -142,12 +127,13 @@ class Leases:
         # A server that doesn't answer is given up early enough for another renewal within the lease.
         client = connect_blocking(self._redis, timeout=self.renew_every_s / 2)
         renew: Any = client.register_script(RENEW)  # sends nothing yet
+        restore: Any = client.register_script(RESTORE)
         due = time.monotonic() + self.renew_every_s
         while not self._stop.wait(max(0.0, due - time.monotonic())):
             due = time.monotonic() + self.renew_every_s
             self._renewing.set()
             try:
-                self._renew(renew)
+                self._renew(renew, restore)
             except (RedisError, OSError) as error:
                 if not self._away:
                     self._log.warning(
@@ -163,7 +149,7 @@ class Leases:
                 due = time.monotonic() + min(AWAY_RETRY_S, self.renew_every_s)
         client.close()
 
-    def _renew(self, renew: Any) -> None:
+    def _renew(self, renew: Any, restore: Any) -> None:
         with self._lock:
             held = list(self._held.values())
         now = time.monotonic()
@@ -178,10 +164,23 @@ class Leases:
             self._away = False
         else:
             arguments = [part for one in live for part in _arguments(one.claim)]
-            lost: list[int] = renew(keys=[], args=[self._lease_ms, *arguments])
+            lost, missing = renew(keys=[], args=[self._lease_ms, *arguments])
             self._away = False
-            for place in lost:
-                self._say(live[place - 1], "lease_lost", "another worker has it; the run's lock decides")
+            self._say_lost([live[place - 1] for place in lost])
+            if missing:
+                self._restore(restore, [live[place - 1] for place in missing])
+
+    def _restore(self, restore: Any, missing: Sequence[_Held]) -> None:
+        arguments: list[bytes | str] = []
+        for one in missing:
+            one.claim.is_restored = True  # before it is: a settling that comes first finds no key of ours
+            arguments += (*_arguments(one.claim), one.claim.digest())
+        lost: list[int] = restore(keys=[], args=[self._lease_ms, *arguments])
+        self._say_lost([missing[place - 1] for place in lost])
+
+    def _say_lost(self, lost: Sequence[_Held]) -> None:
+        for one in lost:
+            self._say(one, "lease_lost", "another worker has it; the run's lock decides")
 
     def _say(self, one: _Held, event: str, hint: str) -> None:
         """Once a job."""

@@ -3,7 +3,8 @@
 Of each job it takes its queue, its id, the token that it is held by, and a word that says what becomes of it:
 `finish STAYS_MS KEEP_MS HAD_MESSAGE LIMITED RESULT`, `later STAYS_MS DELAY_MS FAILURES LIMITED ADOPTED`,
 `now STAYS_MS DUE_MS FAILURES LIMITED ADOPTED`; or as `later`, `suspect`: then whoever takes it finds a lease that ran
-out. Four arguments, since to pack them is most of what it costs in Python.
+out. Before any of them may stand `only SHA1`: of the message that it is about. Four arguments, since to pack them is
+most of what it costs in Python.
 """
 
 from worker.wake import WAKE
@@ -12,7 +13,8 @@ RETRY_KEY_TTL_S = 88_400
 """arq's own."""
 
 # Only the holder of the token settles; whoever lost it has nothing to say any more. An id that had no message when it
-# was claimed may have got one since: that is another job, and it is offered.
+# was claimed may have got one since: that is another job, and it is offered. So is another that came while the key was
+# gone (worker/lease_script.py).
 SETTLE = (
     WAKE
     + """
@@ -42,10 +44,23 @@ local function put_back(queue, id, adopted, due, failures)
     add(offered, queue, due, id)
 end
 
+local function is_another(id, digest)
+    local message = digest and redis.call('MGET', 'arq:job:' .. id)[1]
+    return message and redis.sha1hex(message) ~= digest
+end
+
 for n = 1, #tokens do
     local queue, id, token, how = unpack(ARGV, 4 * n - 3, 4 * n)
+    local digest, rest = string.match(how, '^only (%x+) (.*)$')
+    how = rest or how
     settled[n] = tokens[n] == token and 1 or 0
-    if settled[n] == 1 then
+    if settled[n] == 1 and is_another(id, digest) then
+        settled[n] = 0
+        gone[#gone + 1] = 'arq:in-progress:' .. id
+        add(freed, queue, id)
+        add(offered, queue, now, id)
+        woken[queue] = true
+    elseif settled[n] == 1 then
         add(freed, queue, id)
         local verb, stays, first, second, limited, body = string.match(how, '^(%a+) (%d+) (-?%d+) (%d+) (%S*) (.*)$')
         if stays == '0' then gone[#gone + 1] = 'arq:in-progress:' .. id

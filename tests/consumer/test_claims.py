@@ -102,6 +102,17 @@ async def test_a_message_at_the_limit_comes_alone(redis: Redis, claims: Claims) 
     assert not claims.has_more
 
 
+async def test_a_claim_that_ends_before_the_end_of_what_is_due_says_so(redis: Redis, claims: Claims) -> None:
+    many = PAGE * PAGES + 10
+    await redis.mset({f"arq:job:job-{n}": b"{}" for n in range(many)})
+    await redis.zadd(QUEUE, {f"job-{n}": n + 1 for n in range(many)})
+    assert len(await claims.take([QUEUE], many + 1, "me")) == PAGE * PAGES
+    assert claims.has_more
+    assert await redis.exists(f"ratchet:idle:{QUEUE}") == 0
+    assert len(await claims.take([QUEUE], many + 1, "me")) == 10
+    assert not claims.has_more
+
+
 async def test_jobs_that_a_stock_worker_holds_are_passed_over_and_their_score_is_not_moved(
     redis: Redis, claims: Claims
 ) -> None:

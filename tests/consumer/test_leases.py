@@ -3,8 +3,9 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from arq.connections import ArqRedis
@@ -15,7 +16,7 @@ from tests.consumer.conftest import Effects, Logged, Work
 from tests.consumer.jobs import PING, Gate, Ping, calling
 from tests.consumer.redis_proxy import RedisProxy
 from tests.support.waiting import wait_until
-from worker.claim import Claim, Claims, Finish
+from worker.claim import Claim, Claims, Finish, PutBack
 from worker.lease import Leases
 from worker.outcome import Completed
 from worker.queue import Queue
@@ -99,6 +100,62 @@ async def test_a_missing_in_progress_key_is_restored_with_the_same_token(redis: 
     await wait_until(is_restored)
     assert await redis.zcard("arq:queue") == 0  # what is sent again is the relay's matter
     await redis.flushall()
+
+
+OTHER = b'{"t":null,"f":"ping","a":[],"k":{},"et":2}'
+
+
+async def test_another_job_that_has_the_id_by_now_is_left_alone(redis: Redis, leases: Leases, logged: Logged) -> None:
+    """The lease had run out, and the job has ended elsewhere; this worker was cut off."""
+    stale, kept = await claimed(redis, "stale", "kept")
+    await redis.delete("arq:in-progress:stale")
+    await redis.set("arq:job:stale", OTHER)
+    leases.hold(stale)
+    leases.hold(kept)
+    before = await redis.zscore("arq:queue", "stale")
+    for _ in range(2):
+        await renewed(redis, kept)
+    assert await redis.exists("arq:in-progress:stale") == 0
+    assert await redis.zscore("arq:queue", "stale") == before
+    assert [line["job_id"] for line in logged if line["event"] == "lease_lost"] == ["stale"]
+    await redis.flushall()
+
+
+@pytest.mark.parametrize("ending", [Finish, partial(PutBack, delay=SECOND, adopted=b"adopted", failures=1)])
+async def test_another_job_that_came_while_the_key_was_gone_is_not_settled_with_the_first(
+    redis: Redis, leases: Leases, ending: Callable[[Claim], Finish | PutBack]
+) -> None:
+    """Its id was free, as the worker of the first was cut off; that has restored its key before the other came."""
+    [claim] = await claimed(redis, "a")
+    await redis.flushall()
+    leases.hold(claim)
+    await wait_until(partial(is_held, redis, claim))
+    await redis.set("arq:job:a", OTHER)
+    await redis.zadd("arq:queue", {"a": 1})
+    leases.drop(claim)
+    await leases.renewed()
+    assert await Claims(redis, SECOND).settle([ending(claim)]) == [False]
+    assert await redis.mget("arq:job:a", "arq:retry:a", "arq:in-progress:a") == [OTHER, None, None]
+    [other] = await Claims(redis, SECOND).take(["arq:queue"], 1, "me")
+    assert (other.message, other.is_suspect) == (OTHER, False)
+    await redis.flushall()
+
+
+async def test_what_was_wiped_and_sent_again_is_settled_as_ever(redis: Redis, leases: Leases) -> None:
+    [claim] = await claimed(redis, "a")
+    await redis.flushall()
+    leases.hold(claim)
+    await wait_until(partial(is_held, redis, claim))
+    await redis.set("arq:job:a", claim.message or b"")
+    await redis.zadd("arq:queue", {"a": 1})
+    leases.drop(claim)
+    await leases.renewed()
+    assert await Claims(redis, SECOND).settle([Finish(claim)]) == [True]
+    assert await redis.keys("*") == []
+
+
+async def is_held(redis: Redis, claim: Claim) -> bool:
+    return await Claims(redis, SECOND).is_held(claim)
 
 
 async def test_anothers_key_is_left_alone_and_the_loss_is_said_once(
