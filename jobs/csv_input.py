@@ -16,6 +16,7 @@ from worker.errors import Permanent
 
 BOM = b"\xef\xbb\xbf"
 MAX_CHUNK_BYTES = 16 * 1024 * 1024
+"""Of a chunk; twice that so as not to part what belongs together."""
 FIRST_LINE = 2
 """Behind the header, where that has one line."""
 MAX_TOGETHER = 2_000
@@ -36,6 +37,8 @@ class Position(BaseModel):
     mtime_ns: int
     """As long as size and time are the same the file isn't hashed again."""
     sha256: str
+    parted: bool = False
+    """Whether the next row may belong to the one before it, with which a chunk had to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +99,24 @@ class Reader:
 
     def read(self, size: int) -> Rows:
         """The next `size` rows. Raises Permanent as the constructor does, and for a file that has changed meanwhile."""
-        start, rows, following = self.position, list[Row](), None
+        start, rows, following, belongs = self.position, list[Row](), None, False
         if start is None:
             return Rows([], None, 0)
         for row in chain((self._following,) if self._following else (), self._rows):
-            full = len(rows) >= size or row.offset - start.offset >= MAX_CHUNK_BYTES
-            if rows and full and (len(rows) >= size + MAX_TOGETHER or not _belong(rows[-1], row, self._together)):
-                following = row
-                break
+            length = row.offset - start.offset
+            if rows and (len(rows) >= size or length >= MAX_CHUNK_BYTES):
+                belongs = _belong(rows[-1], row, self._together)
+                if not belongs or len(rows) >= size + MAX_TOGETHER or length >= 2 * MAX_CHUNK_BYTES:
+                    following = row
+                    break
             rows.append(row)
         share = self._file.tell() / max(1, start.size)
         unchanged = _unchanged(self._file, self._name, start)
         self._following, self.position = following, None
         if following is None:
             return Rows(rows, None, start.line + len(rows) - FIRST_LINE)
-        self.position = unchanged.model_copy(update={"offset": following.offset, "line": following.line})
+        place = {"offset": following.offset, "line": following.line, "parted": belongs}
+        self.position = unchanged.model_copy(update=place)
         return Rows(rows, self.position, int((following.line - FIRST_LINE) / share))
 
 

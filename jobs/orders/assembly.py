@@ -25,11 +25,16 @@ class ImportedOrder:
 
 
 def assemble(
-    rows: Iterable[tuple[Row, Line | RowError]], *, users: Mapping[str, int], earlier: Collection[str]
+    rows: Iterable[tuple[Row, Line | RowError]],
+    *,
+    users: Mapping[str, int],
+    earlier: Collection[str],
+    parted: bool = False,
 ) -> tuple[dict[str, ImportedOrder], list[tuple[Row, str]]]:
     """The orders by reference, and the rejected rows with their reasons.
 
     users: ids by e-mail address as it stands in the rows. earlier: references that stood further up in the file.
+    parted: whether the first rows may be of an order that was too much for the chunk before.
     """
     orders: dict[str, ImportedOrder] = {}
     rejects: list[tuple[Row, str]] = []
@@ -41,10 +46,18 @@ def assemble(
         try:
             if isinstance(line, RowError):
                 raise line
+            if parted and group == 1:
+                _refuse_rest(line, earlier)
             _add(line, orders, group, users, earlier)
         except RowError as fault:
             rejects.append((row, str(fault)))
     return orders, rejects
+
+
+def _refuse_rest(line: Line, earlier: Collection[str]) -> None:
+    """Raises RowError where the chunk before has the beginning of the order."""
+    if line.reference in earlier:
+        raise RowError("is too far behind the first row of its order")
 
 
 def _add(

@@ -36,6 +36,7 @@ async def import_orders(
         read.checked,
         users=await _users(session, {line.email for line in lines}),
         earlier={order.reference for order in known if order.imported_by == importer},
+        parted=chunk.cursor is not None and chunk.cursor.parted,
     )
     # Imported lines take no stock, so what the lines took that they replace is given back.
     placed_here = [order for order in known if order.imported_by is None and order.status != "cancelled"]

@@ -116,6 +116,24 @@ def test_rows_that_belong_together_are_never_parted(path: Path) -> None:
     assert found == [[("a",)] * 3, [("b",), "has 3 fields where 2 are expected", ("b",)], [("c",)]]
 
 
+@pytest.mark.parametrize("second", [b"a,", b"bad"])  # a bad row may belong to any other
+def test_a_chunk_has_an_end_however_much_belongs_together(
+    path: Path, second: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.csv_input.MAX_CHUNK_BYTES", 16)
+    path.write_bytes(b"email,name\na,1\n" + (second + b"x" * 20 + b"\n") * 4 + b"b,1\n")
+    assert [len(chunk) for chunk in chunks(path, 100, together=0)] == [3, 2, 1]
+
+
+def test_the_cursor_tells_whether_it_parts_what_belongs_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.csv_input.MAX_TOGETHER", 1)
+    path.write_bytes(b"email,name\na,1\na,2\na,3\nb,1\n")
+    position, parted = None, list[bool]()
+    while (position := read_rows(path, HEADER, position, 1, together=0, max_unpacked=MAX_UNPACKED).next) is not None:
+        parted.append(position.parted)
+    assert parted == [True, False]
+
+
 @pytest.mark.parametrize("together", [None, 0])
 def test_rows_behind_more_empty_lines_than_a_chunk_may_hold_are_read(
     path: Path, together: int | None, monkeypatch: pytest.MonkeyPatch

@@ -113,6 +113,18 @@ async def test_a_stray_row_of_an_earlier_reference_is_a_reject(app: App, tmp_pat
     assert [sku for _, _, sku, _, _ in await rows(session, LINES)] == ["TEA"] * 3
 
 
+async def test_rows_of_an_order_that_is_too_much_for_one_chunk_are_rejects(
+    app: App, tmp_path: Path, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.csv_input.MAX_CHUNK_BYTES", 300)
+    wide = line("R-1", sku=" " * 350 + "CUP")
+    result = await perform(app, put(tmp_path, line("R-1"), wide, wide, wide, line("R-1"), line("R-2")), session)
+    assert counts(result) == (6, 4, 0, 2)
+    too_far = "is too far behind the first row of its order"
+    assert rejects(tmp_path, result) == [(5, too_far), (6, too_far)]
+    assert [reference for reference, *_ in await rows(session, LINES)] == ["R-1"] * 3 + ["R-2"]
+
+
 async def test_a_reference_all_of_whose_rows_were_bad_is_not_there_yet(
     app: App, tmp_path: Path, session: AsyncSession
 ) -> None:
