@@ -77,7 +77,9 @@ class Engine:
                 self._ended = []
                 keys = [key + job_id for job_id in ended for key in (b"arq:job:", b"arq:retry:", b"arq:in-progress:")]
                 async with self._redis.pipeline() as pipe:
-                    await pipe.delete(*keys).zrem(QUEUE, *ended).execute()
+                    pipe.delete(*keys)
+                    pipe.zrem(QUEUE, *ended)
+                    await pipe.execute()
 
 
 async def work(given: Given) -> None:

@@ -98,6 +98,7 @@ class _ArrayOf(UserDefinedType[Values]):
 
 def _uncut(kind: str) -> str:
     """A cast to varchar(3) would cut a text that is too long, where an assignment refuses it."""
+    kind = kind.partition(" COLLATE ")[0]  # the column's own holds, and an array's type can't name one
     return "TEXT" if kind.startswith(("VARCHAR(", "CHAR(")) else kind
 
 

@@ -46,10 +46,13 @@ async def upsert(
 
     Sent are a COPY into a temporary table and one INSERT … SELECT … ON CONFLICT, which takes the rows in the order of
     their key, so that two upserts never wait for each other in a circle. Raises the driver's errors for a value that
-    its column can't hold, and SQLAlchemy's for the INSERT: before PostgreSQL 18 for any table in partitions.
+    its column can't hold, and SQLAlchemy's for the INSERT: before PostgreSQL 18 for any table in partitions. Raises
+    ValueError where a column that isn't given has a default that Python makes: all new rows would have the same. What
+    a column sets at each update (`onupdate`) isn't set here; name it in `also`.
     """
     table = table_of(into)
     chosen = columns_of(table, columns)
+    _refuse_defaults(table, chosen)
     given = await stage(session, table, chosen, rows)
     statement = _statement(table, chosen, given, [_plain(part) for part in key], also or {})
     is_new = _is_new(table, (await session.connection()).dialect).label("inserted")
@@ -83,6 +86,15 @@ def _statement(
         column.expression.name: value for column, value in also.items()
     }
     return statement.on_conflict_do_update(index_elements=key, set_=new)
+
+
+def _refuse_defaults(table: Table, given: Sequence[Column[Any]]) -> None:
+    for each in table.columns:
+        if each not in given and each.default is not None and each.default.is_callable:
+            raise ValueError(
+                f"The column {each.name} of {table.name} has a default that Python makes, once for all rows of an "
+                "upsert; give its values, or let the server make them (server_default)."
+            )
 
 
 def _is_new(table: Table, dialect: Dialect) -> ColumnElement[bool]:

@@ -1,6 +1,7 @@
 """orders.import."""
 
 from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Row, Text, case, delete, func, select
@@ -19,6 +20,7 @@ from jobs.orders.stock import give_back
 from jobs.users.models import User
 from worker.bulk import copy_rows, upsert
 from worker.chunk import Chunk, Step
+from worker.errors import Snooze
 from worker.run import current_run
 
 
@@ -41,7 +43,7 @@ async def import_orders(
     # Imported lines take no stock, so what the lines took that they replace is given back.
     placed_here = [order for order in known if order.imported_by is None and order.status != "cancelled"]
     await give_back(session, [order.id for order in placed_here if order.reference in orders])
-    inserted = await _store(session, orders, importer)
+    inserted = await _store(session, orders, importer, {order.reference for order in known})
     return await file.step(chunk, session, read, rejects, inserted=inserted)
 
 
@@ -63,9 +65,16 @@ async def _lock(session: AsyncSession, references: Collection[str]) -> Sequence[
     return (await session.execute(known)).all()
 
 
-async def _store(session: AsyncSession, orders: Mapping[str, ImportedOrder], importer: str) -> int:
-    """Upsert the orders and replace their lines. Returns how many rows made new orders."""
+async def _store(
+    session: AsyncSession, orders: Mapping[str, ImportedOrder], importer: str, known: Collection[str]
+) -> int:
+    """Upsert the orders and replace their lines. Returns how many rows made new orders.
+
+    Raises Snooze where somebody has placed one meanwhile that wasn't `known`: what its lines took must be given back.
+    """
     stored = await _upsert(session, orders, importer)
+    if any(not row.inserted and row.reference not in known for row in stored):
+        raise Snooze(timedelta(seconds=1))
     updated = [row.id for row in stored if not row.inserted]
     await session.execute(delete(OrderLine).where(OrderLine.order_id == any_id(updated)))
     columns = [OrderLine.order_id, OrderLine.line_no, OrderLine.sku, OrderLine.quantity, OrderLine.amount_cents]

@@ -21,6 +21,8 @@ BY_TWO = Table(
     Column("b", CHAR(6), primary_key=True),
 )
 SHORT = Table("short", META, Column("id", CHAR(2), primary_key=True), Column("v", String(3)))
+COLLATED = Table("collated", META, Column("id", Text(collation="C"), primary_key=True), Column("v", String(9, "C")))
+TOKENS = Table("tokens", META, Column("id", Text, primary_key=True), Column("token", Text, default=lambda: "the same"))
 TOUCHED = Table(
     "touched",
     META,
@@ -68,6 +70,23 @@ async def test_a_text_that_is_too_long_is_refused_and_not_cut(engine: AsyncEngin
                 await update_many(session, SHORT, columns, [("a", "longer")])
         assert await update_many(session, SHORT, columns, [("a", "new"), ("a and more", "?")]) == 1
         assert (await session.execute(select(SHORT))).all() == [("a ", "new")]
+
+
+async def test_a_column_may_have_a_collation(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(CreateTable(COLLATED))
+        await copy_rows(session, COLLATED, list(COLLATED.c), [("a", "old")])
+        assert await update_many(session, COLLATED, list(COLLATED.c), [("a", "new")]) == 1
+        assert (await session.execute(select(COLLATED))).all() == [("a", "new")]
+
+
+async def test_a_default_that_python_makes_for_each_row_is_not_made_once_for_all(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(CreateTable(TOKENS))
+        with pytest.raises(ValueError, match="The column token of tokens has a default that Python makes"):
+            await upsert(session, TOKENS, [TOKENS.c.id], [("a",), ("b",)], key=[TOKENS.c.id])
+        given = [("a", "1"), ("b", "2")]
+        assert (await upsert(session, TOKENS, list(TOKENS.c), given, key=[TOKENS.c.id])).inserted == 2
 
 
 async def test_what_a_column_sets_at_each_update_is_set(engine: AsyncEngine) -> None:

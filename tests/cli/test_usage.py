@@ -93,9 +93,16 @@ def test_an_app_that_isnt_there_is_a_sentence(name: str, sentence: str) -> None:
 
 def test_an_app_that_cant_be_imported_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_app.py").write_text("raise ValueError('two handlers of one job')")
+    settings = (
+        "from pydantic import PostgresDsn, TypeAdapter\nTypeAdapter(PostgresDsn).validate_python('x://a:hunter2@h/d')"
+    )
+    (tmp_path / "unset_app.py").write_text(settings)
     (tmp_path / "needy_app.py").write_text("import a_module_that_nobody_has")
     monkeypatch.syspath_prepend(tmp_path)
     assert "can't be imported (ValueError: two handlers of one job)" in refusal("schema", WORKER_APP="broken_app:app")
+    told = refusal("schema", WORKER_APP="unset_app:app")
+    assert "can't be imported (ValidationError)" in told
+    assert "hunter2" not in told
     assert "needs the module a_module_that_nobody_has" in refusal("schema", WORKER_APP="needy_app:app")
 
 

@@ -1,5 +1,6 @@
+import asyncio
 import csv
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from jobs.app import handlers
 from jobs.csv_input import Position
 from jobs.files import Files
 from jobs.orders.contracts import MAX_LINES, CancelOrder, ImportOrders, PlaceOrder
-from tests.jobs.shop import LONG_AGO, a_product, a_user, an_order, rows
+from tests.jobs.shop import LONG_AGO, Shop, a_product, a_user, an_order, rows
+from tests.support.waiting import wait_until
 from worker.app import App
 from worker.handler import ChunkedHandler
+from worker.outcome import Snoozed
 from worker.testing import perform
 
 HEADER = "reference,email,placed_at,sku,quantity,amount\n"
@@ -176,3 +179,24 @@ async def test_imported_lines_take_no_stock_and_those_they_replace_give_it_back(
     session.expunge_all()
     await perform(app, CancelOrder(order_id=order_id), session)
     assert await rows(session, stock) == [(10,)]
+
+
+async def test_an_order_that_is_placed_while_its_reference_is_imported_is_waited_for(
+    app: App, tmp_path: Path, shop: Shop
+) -> None:
+    """Else nobody would give back what it took from the stock."""
+    async with AsyncSession(shop.engine) as session, session.begin():
+        await a_user(session)
+        await a_product(session, stock=10)
+    async with AsyncSession(shop.engine) as placing:
+        await perform(app, PlaceOrder(reference="R-1", email="ada@example.com", lines=[("TEA", 2)]), placing)
+        importing = asyncio.create_task(shop.together([put(tmp_path, line("R-1"))]))
+
+        async def is_waiting() -> bool:
+            return bool(await shop.rows("select 1 from pg_locks where not granted"))
+
+        await wait_until(is_waiting)
+        await placing.commit()
+    assert await importing == [Snoozed(timedelta(seconds=1))]
+    assert await shop.rows("select stock from products") == [(8,)]
+    assert await shop.rows("select status from orders") == [("pending",)]

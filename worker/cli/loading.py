@@ -4,6 +4,8 @@ import os
 import sys
 from importlib import import_module
 
+from pydantic import ValidationError
+
 from worker.app import App
 from worker.cli.endings import WRONG, Refusal
 
@@ -37,7 +39,7 @@ def load(name: str, setting: str) -> object:
         ) from error
     except Exception as error:
         raise Refusal(
-            f"{setting} is {name}, but {module_name} can't be imported ({type(error).__name__}: {error}); "
+            f"{setting} is {name}, but {module_name} can't be imported ({_told(error)}); "
             "correct it, or run this again with --debug to see where.",
             WRONG,
         ) from error
@@ -45,3 +47,9 @@ def load(name: str, setting: str) -> object:
         raise Refusal(f"{setting} is {name}, but {module_name} has no {attribute}; correct the name.", WRONG)
     found: object = getattr(module, attribute)
     return found
+
+
+def _told(error: Exception) -> str:
+    """Its type and text; pydantic's text quotes what it was given, which may be a URL with a password."""
+    kind = type(error).__name__
+    return kind if isinstance(error, ValidationError) else f"{kind}: {error}"

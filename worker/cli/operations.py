@@ -50,6 +50,8 @@ def replay(
     is_bulk = all_ or name is not None or error is not None
     if bool(job_ids) == is_bulk or (all_ and (name, error) != (None, None)):
         raise Refusal("worker replay takes ids of dead jobs, or --name and --error, or --all; give one of them.", WRONG)
+    if "" in {name, error}:
+        raise Refusal("--name and --error can't be empty, which would mean every dead job; say --all for that.", WRONG)
     if rate is not None and not is_bulk:
         raise Refusal("--rate goes with --name, --error or --all; leave it out for ids.", WRONG)
     settings, print_one = load_settings(), print_json if as_json else _print_replayed

@@ -16,7 +16,7 @@ ADDRESS = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}
 
 # PostgreSQL's lexical rules. A quoted identifier stays; comments and literals go, one that was cut off too.
 LITERAL = re.compile(
-    r"""("[^"]*")|--[^\n]*|/\*.*?\*/|\b[eE]'(?:[^'\\]|\\.|'')*(?:'|\Z)|'(?:[^']|'')*(?:'|\Z)|\$((?:[^\W\d]\w*)?)\$.*?(?:\$\2\$|\Z)""",
+    r"""("[^"]*")|(?<![\w$.])\.?\d(?:[\w.]|(?<=[eE])[+-])*|--[^\n]*|/\*.*?\*/|\b[eE]'(?:[^'\\]|\\.|'')*(?:'|\Z)|'(?:[^']|'')*(?:'|\Z)|\$((?:[^\W\d]\w*)?)\$.*?(?:\$\2\$|\Z)""",
     re.DOTALL,
 )
 

@@ -96,7 +96,8 @@ class _Ward:
             case frames.Stop():
                 self._was_told_to_stop = True
             case frames.Held(number, is_ours):
-                self._holds[number].answer(is_ours=is_ours)
+                if number in self._holds:  # the job may have ended meanwhile
+                    self._holds[number].answer(is_ours=is_ours)
             case _:
                 raise AssertionError(f"A worker said {frame}.")
 
