@@ -1,8 +1,8 @@
 """Plain arq functions: what arq's Worker does with a job once it has the message, with its hooks and its log lines.
 
-It differs in three things. A job that can't be run, because its name is unknown or its message can't be read, is
-offered again and never deleted. A try that ends because the worker stops isn't counted. A hook that fails when the job
-has ended is told of, and stops no worker.
+It differs in three things that matter here; docs/limits.md has the others. A job that can't be run, because its name is
+unknown or its message can't be read, is offered again and never deleted. A try that ends because the worker stops isn't
+counted. A hook that fails when the job has ended is told of, and stops no worker.
 """
 
 import asyncio

@@ -191,7 +191,10 @@ class Claims:
         return held == claim.token.encode()
 
     async def settle(self, endings: Sequence[Finish | PutBack]) -> list[bool]:
-        """Tell Redis what came of jobs, in one round trip for each 1,000. False: that one's lease was lost, and nothing was told."""
+        """Tell Redis what came of jobs, in one round trip for each 1,000.
+
+        False: that one's lease was lost, and nothing was told.
+        """
         settled: list[int] = []
         for start in range(0, len(endings), AT_ONCE):
             part = endings[start : start + AT_ONCE]

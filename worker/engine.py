@@ -17,7 +17,7 @@ class Engine:
     may_claim: Callable[[], bool]
     """False while PostgreSQL is away."""
     acknowledged: Callable[[str], None]
-    """Told the id of each job that was settled: the relay may have another of the same id waiting."""
+    """Told the id of each job that is final: the relay may have another of the same id waiting."""
     refill: Callable[[], Awaitable[bool]]
     """Before a burst ends: puts into Redis what waits for that. True: there may be more."""
     fault: Callable[[BaseException], None]

@@ -164,7 +164,8 @@ class Leases:
             self._away = False
         else:
             arguments = [part for one in live for part in _arguments(one.claim)]
-            lost, missing = renew(keys=[], args=[self._lease_ms, *arguments])
+            told: tuple[list[int], list[int]] = renew(keys=[], args=[self._lease_ms, *arguments])
+            lost, missing = told
             self._away = False
             self._say_lost([live[place - 1] for place in lost])
             if missing:

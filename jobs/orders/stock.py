@@ -1,4 +1,8 @@
-"""The stock of products. Rows are locked in sku order everywhere, so that no two jobs wait for each other."""
+"""The stock of products. Rows are locked in sku order everywhere, so that no two jobs wait for each other's products.
+
+An import that replaces orders locks products before new references, where `orders.place` has it the other way round: a
+deadlock of these two is possible, and the runtime tries the loser again at once.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
