@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from jobs.csv_closing import Closing
 from jobs.csv_rows import Row, row_at, rows_from
 from jobs.lines import Lines
 from worker.errors import Permanent
@@ -146,7 +147,7 @@ def _begin(lines: Lines, stat: os.stat_result, sha256: str, name: str, header: t
     lines.put_back([first[mark:]])
     row, line = None, 1
     while row is None and lines.has_more():
-        row, taken = row_at(lines, line, len(header))
+        row, taken = row_at(lines, line, len(header), Closing(lines))
         line += taken
     if row is None or row.fields != header:
         raise Permanent(f"The file {name!r} doesn't begin with the header {','.join(header)} in UTF-8; add it.")

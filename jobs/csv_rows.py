@@ -1,18 +1,23 @@
 """The rows of a CSV file, with their lines and bytes.
 
-A row that can't be read costs itself alone: its fault is told, and reading goes on at the next line.
+A row that can't be read costs itself alone: its fault is told, and reading goes on behind it.
 """
 
 import csv
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from jobs.csv_closing import Closing
 from jobs.lines import MAX_LINE_BYTES, Lines
 
 MAX_ROW_LINES = 100
-"""A quoted field may hold line breaks; one that isn't closed by then was never meant to be one."""
+"""A quoted field may hold line breaks."""
 NOTHING = [""]
 """The fields of an empty line."""
+LONG_LINE = f"has a line of {MAX_LINE_BYTES:,} bytes or more"
+LONG_FIELD = f"has a field of more than {csv.field_size_limit():,} characters"
+MANY_LINES = f"has more than {MAX_ROW_LINES} lines"
+UNCLOSED = "has a quoted field that is never closed"
 
 
 class Row(NamedTuple):
@@ -37,6 +42,7 @@ def rows_from(lines: Lines, line: int, width: int) -> Iterator[Row]:
 
     Where no line of a block needs a closer look, by far the most, they are all split at once: a third of the work.
     """
+    closing = Closing(lines)
     while True:
         offset = lines.offset
         block = lines.take_block()
@@ -47,7 +53,7 @@ def rows_from(lines: Lines, line: int, width: int) -> Iterator[Row]:
             lines.put_back(block)
             end = offset + sum(map(len, block))
             while lines.offset < end:
-                row, taken = row_at(lines, line, width)
+                row, taken = row_at(lines, line, width, closing)
                 if row is not None:
                     yield row
                 line += taken
@@ -80,32 +86,34 @@ def _plain(block: Sequence[bytes]) -> list[list[str]] | None:
     return None if "\r" in text else [line.split(",") for line in text.split("\n")]
 
 
-def row_at(lines: Lines, line: int, width: int) -> tuple[Row | None, int]:
+def row_at(lines: Lines, line: int, width: int, closing: Closing) -> tuple[Row | None, int]:
     """The next row, None for an empty line, and how many lines it has. The lines stand behind it."""
     offset, taken = lines.offset, [lines.take()]
     if plain := _plain(taken):
         return (None if plain[0] == NOTHING else _row(line, offset, taken[0], plain[0], width)), 1
-    fields, fault = _quoted(taken, lines)
+    fields, fault = _quoted(taken, lines, closing)
+    raw = b"".join(taken)
+    count = raw.count(b"\n") + (not raw.endswith(b"\n"))
     if fault:
-        return Row(line, offset, b"".join(taken), (), fault), len(taken)
-    return (_row(line, offset, b"".join(taken), fields, width) if fields else None), len(taken)
+        return Row(line, offset, raw if count > 1 else raw[:MAX_LINE_BYTES], (), fault), count
+    return (_row(line, offset, raw, fields, width) if fields else None), count
 
 
-def _quoted(taken: list[bytes], lines: Lines) -> tuple[list[str], str]:
+def _quoted(taken: list[bytes], lines: Lines, closing: Closing) -> tuple[list[str], str]:
     """The fields of a row that may have several lines, which are added to its first in `taken`; or its fault."""
-    lines.skip_rest(taken[0])
     try:
         return next(csv.reader(_texts(taken, lines), strict=True)), ""
     except UnicodeDecodeError:
         fault = "is not UTF-8"
     except RowUnreadableError as error:
         fault = str(error)
-    except csv.Error:  # its own texts are for programmers
-        fault = "has misplaced quotes or line breaks"
+    except csv.Error as error:  # its own texts are for programmers
+        fault = LONG_FIELD if "field limit" in str(error) else "has misplaced quotes or line breaks"
+    if closing.found(taken):
+        return [], fault
     # A quote that is never closed must not swallow the rows behind it: the first line alone is bad.
-    lines.put_back(taken[1:])
-    del taken[1:]
-    return [], fault
+    lines.skip_rest(taken[0])
+    return [], UNCLOSED if fault in {MANY_LINES, LONG_FIELD} else fault
 
 
 def _texts(taken: list[bytes], lines: Lines) -> Iterator[str]:
@@ -113,10 +121,12 @@ def _texts(taken: list[bytes], lines: Lines) -> Iterator[str]:
     while True:
         raw = taken[-1]
         if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
-            raise RowUnreadableError(f"has a line of {MAX_LINE_BYTES:,} bytes or more")
+            raise RowUnreadableError(LONG_LINE)
         if b"\0" in raw:
             raise RowUnreadableError("holds a NUL character")
         yield raw.decode()
-        if len(taken) == MAX_ROW_LINES or not (raw := lines.take()):
-            raise RowUnreadableError("has a quoted field that is never closed")
+        if len(taken) == MAX_ROW_LINES:
+            raise RowUnreadableError(MANY_LINES)
+        if not (raw := lines.take()):
+            raise RowUnreadableError(UNCLOSED)
         taken.append(raw)

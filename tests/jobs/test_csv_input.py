@@ -1,14 +1,18 @@
+import csv
 import os
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.csv_closing import Closing
 from jobs.csv_input import Position, read_rows
 from jobs.csv_rows import MAX_ROW_LINES, Row
-from jobs.lines import MAX_LINE_BYTES
+from jobs.lines import MAX_LINE_BYTES, Lines
 from worker.errors import Permanent
 
 HEADER = ("email", "name")
@@ -79,6 +83,96 @@ def test_a_quote_that_is_never_closed_swallows_no_rows(path: Path) -> None:
     rows = read(path, b'email,name\nbad@x,"Bad\n' + b"".join(good))
     assert [row.fields[0] for row in rows[1:]] == [f"user{number}@x" for number in range(MAX_ROW_LINES + 5)]
     assert rows[0].fault == "has a quoted field that is never closed"
+
+
+def note(end: bytes, *, lines: int = MAX_ROW_LINES + 20, of: bytes = b"user@x,User") -> bytes:
+    """A quoted field of so many lines, each of which would be a row by itself."""
+    return b'a@x,"Dear' + end + (of + end) * (lines - 2) + b'""Yours"""' + end
+
+
+@pytest.mark.parametrize("size", [1, 1_000])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize(
+    ("long", "reason"),
+    [
+        ({}, f"has more than {MAX_ROW_LINES} lines"),
+        ({"lines": 5, "of": b"user@x," + b"x" * 50_000}, "has a field of more than 131,072 characters"),
+        ({"of": b"user@x," + b"x" * 50_000}, "has a field of more than 131,072 characters"),
+        ({"lines": 5, "of": b"user@x,\xff"}, "is not UTF-8"),
+        ({"lines": 5, "of": b"user@x,\0"}, "holds a NUL character"),
+        ({"lines": 5, "of": b"user@x," + b"x" * MAX_LINE_BYTES}, f"has a line of {MAX_LINE_BYTES:,} bytes or more"),
+    ],
+)
+def test_no_line_of_a_quoted_field_that_is_closed_is_a_row(
+    path: Path, size: int, end: bytes, long: Any, reason: str
+) -> None:
+    field = note(end, **long)
+    rows = read(path, b"email,name\n" + field + b"b@x,B\n", size)
+    assert told(rows) == [(2, reason), (2 + field.count(b"\n"), ("b@x", "B"))]
+    assert rows[0].raw == field
+
+
+def test_nor_is_one_of_a_row_whose_first_line_is_too_long(path: Path) -> None:
+    field = b'a@x,"' + b"x" * 2 * MAX_LINE_BYTES + b'\nuser@x,User\n"\n'
+    rows = read(path, b"email,name\n" + field + b"b@x,B\n")
+    assert told(rows) == [(2, f"has a line of {MAX_LINE_BYTES:,} bytes or more"), (5, ("b@x", "B"))]
+    assert rows[0].raw == field
+
+
+@pytest.mark.parametrize("bound", ["MAX_SPAN_BYTES", "MAX_SPAN_LINES"])
+def test_a_quote_that_is_closed_too_far_behind_swallows_no_rows(
+    path: Path, bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"jobs.csv_closing.{bound}", 110)
+    rows = read(path, b"email,name\n" + note(b"\n"))
+    assert told(rows[:2]) == [(2, "has a quoted field that is never closed"), (3, ("user@x", "User"))]
+    assert len(rows) == MAX_ROW_LINES + 20
+
+
+def test_a_closing_quote_is_looked_for_once_however_many_are_open(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line leaves its last field open, whether it begins inside of quotes or not."""
+    taken = 0
+    take = Lines.take
+
+    def counted(lines: Lines) -> bytes:
+        nonlocal taken
+        taken += 1
+        return take(lines)
+
+    monkeypatch.setattr(Lines, "take", counted)
+    lines = 2_000
+    rows = read(path, b"email,name\n" + b'x","y\n' * lines + b'"z\n')
+    assert len(rows) == lines + 1
+    assert taken < lines * (MAX_ROW_LINES + 5)
+
+
+def test_a_note_behind_a_quote_that_is_never_closed_is_one_reject(path: Path) -> None:
+    rows = read(path, b'email,name\na@x,"A\n' + b"u@x,U\n" * 150 + note(b"\n") + b"z@x,Z\n")
+    assert [row.fault for row in rows if row.fault] == [
+        "has a quoted field that is never closed",
+        "has more than 100 lines",
+    ]
+    assert [row.line for row in rows] == [*range(2, 154), 153 + MAX_ROW_LINES + 20]
+
+
+@given(
+    lines=st.lists(st.text('a,"\r', max_size=8), min_size=1, max_size=8).map(
+        lambda lines: [line.encode() + b"\n" for line in lines]
+    )
+)
+def test_a_row_ends_where_the_csv_reader_says(lines: list[bytes]) -> None:
+    taken = lines[:1]
+    behind = Lines(BytesIO(b"".join(lines)), "a.csv", MAX_UNPACKED)
+    behind.take()
+    try:
+        reader = csv.reader((line.decode() for line in lines), strict=True)
+        next(reader)
+        end = reader.line_num
+    except csv.Error:
+        end = 0
+    assert Closing(behind).found(taken) == (end > 0)
+    assert taken == lines[: max(1, end)]
+    assert behind.offset == len(b"".join(taken))
 
 
 def test_a_row_of_many_lines_is_one_reject(path: Path) -> None:
