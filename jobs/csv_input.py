@@ -38,6 +38,8 @@ class Position(BaseModel):
     mtime_ns: int
     """As long as size and time are the same the file isn't hashed again."""
     sha256: str
+    rows: int | None = None
+    """How many are before it. None, in a cursor of an earlier version: about as many as lines."""
     parted: bool = False
     """Whether the next row may belong to the one before it, with which a chunk had to end."""
 
@@ -113,12 +115,13 @@ class Reader:
             rows.append(row)
         share = self._file.tell() / max(1, start.size)
         unchanged = _unchanged(self._file, self._name, start)
+        read = len(rows) + (start.line - FIRST_LINE if start.rows is None else start.rows)
         self._following, self.position = following, None
         if following is None:
-            return Rows(rows, None, start.line + len(rows) - FIRST_LINE)
-        place = {"offset": following.offset, "line": following.line, "parted": belongs}
+            return Rows(rows, None, read)
+        place = {"offset": following.offset, "line": following.line, "rows": read, "parted": belongs}
         self.position = unchanged.model_copy(update=place)
-        return Rows(rows, self.position, int((following.line - FIRST_LINE) / share))
+        return Rows(rows, self.position, int(read / share))
 
 
 def read_rows(
@@ -151,7 +154,7 @@ def _begin(lines: Lines, stat: os.stat_result, sha256: str, name: str, header: t
         line += taken
     if row is None or row.fields != header:
         raise Permanent(f"The file {name!r} doesn't begin with the header {','.join(header)} in UTF-8; add it.")
-    return Position(offset=lines.offset, line=line, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256)
+    return Position(offset=lines.offset, line=line, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256, rows=0)
 
 
 def _unchanged(file: BufferedReader, name: str, start: Position) -> Position:

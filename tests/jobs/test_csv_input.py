@@ -237,6 +237,32 @@ def test_rows_behind_more_empty_lines_than_a_chunk_may_hold_are_read(
     assert told(rows) == [(22, ("a@x", "A")), (23, ("b@x", "B"))]
 
 
+def totals(path: Path, position: Position | None) -> list[int]:
+    """What each chunk of 100 rows says that the file has, from `position` on."""
+    found: list[int] = []
+    while position or not found:
+        rows = read_rows(path, HEADER, position, 100, max_unpacked=MAX_UNPACKED)
+        found.append(rows.in_all)
+        position = rows.next
+    return found
+
+
+def test_rows_are_counted_not_their_lines(path: Path) -> None:
+    count = 2_000
+    path.write_bytes(b"email,name\n" + b'user@x,"A\nB\nC"\n\n' * count)
+    found = totals(path, None)
+    assert found[-1] == count
+    assert found[10] == pytest.approx(count, rel=0.2)
+
+
+def test_a_cursor_that_counts_no_rows_goes_on(path: Path) -> None:
+    path.write_bytes(b"email,name\n" + b"user@x,U\n" * 300)
+    position = read_rows(path, HEADER, None, 10, max_unpacked=MAX_UNPACKED).next
+    assert position is not None
+    earlier = Position.model_validate_json(position.model_dump_json(exclude={"rows", "parted"}))
+    assert totals(path, earlier)[-1] == 300
+
+
 def test_a_changed_file_is_refused(path: Path) -> None:
     path.write_bytes(b"email,name\na@x,A\nb@x,B\n")
     position = read_rows(path, HEADER, None, 1, max_unpacked=MAX_UNPACKED).next
