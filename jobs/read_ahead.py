@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Generic, TypeVar
 
 from jobs.csv_input import Position, Reader
@@ -19,6 +18,8 @@ Check = Callable[[Sequence[Row]], T]
 class Checked(Generic[T]):
     """A chunk of a file. Its rows themselves are gone, but for those that `checked` holds."""
 
+    asked: int
+    """How many it was to have."""
     read: int
     """How many there were."""
     next: Position | None
@@ -42,20 +43,23 @@ class ReadAhead(Generic[T]):
     def __init__(self, reader: Reader, check: Check[T]) -> None:
         self._reader = reader
         self._check = check
+        self._size = 0
+        """The newest that was asked for."""
         self._next: asyncio.Future[Checked[T]] | None = None
         self.position = reader.position
         """Where the next chunk begins."""
 
     async def next(self, size: int) -> Checked[T]:
-        """The next chunk. Of one that was read ahead the size is the last one's. Raises as Reader does."""
-        self._next = self._next or self._read(size)
+        """The next chunk. Of one that was read ahead the size is that of the call before. Raises as Reader does."""
+        self._size = size
+        self._next = self._next or self._read()
         chunk = await asyncio.shield(self._next)  # whoever is cancelled: no thread ends for that
         self._next, self.position = None, chunk.next
         return chunk
 
-    def _read_on(self, size: int) -> None:
+    def _read_on(self) -> None:
         if self._next is None and self.position:
-            self._next = self._read(size)
+            self._next = self._read()
 
     def close(self) -> None:
         """The file is closed when the thread is done with it."""
@@ -69,10 +73,10 @@ class ReadAhead(Generic[T]):
             read.exception()  # nobody asks for it any more
         self._reader.close()
 
-    def _read(self, size: int) -> asyncio.Future[Checked[T]]:
-        return asyncio.get_running_loop().run_in_executor(None, self._read_and_check, size)
+    def _read(self) -> asyncio.Future[Checked[T]]:
+        return asyncio.get_running_loop().run_in_executor(None, self._read_and_check, self._size)
 
     def _read_and_check(self, size: int) -> Checked[T]:
         """To let go of ten thousand rows takes 3 ms, which no chunk waits for here."""
         rows = self._reader.read(size)
-        return Checked(len(rows.rows), rows.next, rows.in_all, self._check(rows.rows), partial(self._read_on, size))
+        return Checked(size, len(rows.rows), rows.next, rows.in_all, self._check(rows.rows), self._read_on)

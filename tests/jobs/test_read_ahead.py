@@ -31,7 +31,7 @@ class Checking:
 
 
 def opened(path: Path) -> Reader:
-    path.write_text("email,name\n" + "".join(f"{n}@x,N{n}\n" for n in range(1, 8)))
+    path.write_text("email,name\n" + "".join(f"{n}@x,N{n}\n" for n in range(1, 10)))
     return Reader(path, HEADER, None, max_unpacked=1_000)
 
 
@@ -49,9 +49,11 @@ async def test_the_next_chunk_is_read_while_this_one_is_worked_on(tmp_path: Path
     check.may_go_on.set()
     second = await ahead.next(1)  # it had begun before the size was known
     second.read_on()
-    third = await ahead.next(1)
-    assert (second.checked, third.checked, third.next) == (["N4", "N5", "N6"], ["N7"], None)
-    assert check.calls == [[2, 3, 4], [5, 6, 7], [8]]
+    third = await ahead.next(2)  # this one has the size that was the newest when it began
+    third.read_on()
+    fourth = await ahead.next(2)
+    assert [chunk.checked for chunk in (second, third, fourth)] == [["N4", "N5", "N6"], ["N7"], ["N8", "N9"]]
+    assert [chunk.asked for chunk in (first, second, third, fourth)] == [3, 3, 1, 2]
     ahead.close()
 
 
