@@ -62,7 +62,7 @@ class Input:
         rejected, updated = len(rejects), read.read - len(rejects) - inserted
         counts = {"read": read.read, "inserted": inserted, "updated": updated, "rejected": rejected}
         result = {} if read.next else {"rejects_path": await self._write_rejects(session)}
-        return chunk.step(read.next, done=read.read, total=read.in_all, counts=counts, result=result)
+        return chunk.step(read.next, done=read.read, total=read.in_all, counts=counts, result=result, asked=read.asked)
 
     async def _write_rejects(self, session: AsyncSession) -> str | None:
         """Write this run's rejects beside the input, and return where. None: there are none."""

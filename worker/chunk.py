@@ -64,6 +64,8 @@ class Step(Generic[C]):
     """Added up over all chunks; their sums are the run's result."""
     result: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     """Merged into the result beside the counts, such as the path of a file that was written."""
+    asked: int | None = None
+    """The size that the rows were read with, where that isn't the chunk's: they were read ahead."""
 
     def added_to(self, totals: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         """The run's result so far, with this chunk: counts add up, other results replace."""
@@ -96,6 +98,7 @@ class Chunk(Generic[C]):
         total: int | None = None,
         counts: Mapping[str, int] | None = None,
         result: Mapping[str, JsonValue] | None = None,
+        asked: int | None = None,
     ) -> Step[C]:
         """The step that ends this chunk."""
-        return Step(cursor, done, total, counts or {}, result or {})
+        return Step(cursor, done, total, counts or {}, result or {}, asked)

@@ -194,6 +194,16 @@ async def test_the_size_adapts_and_is_kept_while_the_job_waits(bench: Bench) -> 
     assert kept.time_left_s == pytest.approx((999 - 536) / kept.rate)
 
 
+async def test_the_size_goes_by_the_rows_that_were_read_ahead(bench: Bench) -> None:
+    async def take(_job: Count, _session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        return chunk.step(1, done=50, asked=50)
+
+    handler = ChunkedHandler(Count, take, cursor=int, size=100, target=timedelta(hours=1), yield_after=timedelta(0))
+    delivery = await bench.enqueued(Count())
+    await run(bench, delivery, handler)
+    assert (await bench.run_of(delivery)).chunk_size == 60
+
+
 async def test_a_role_without_pg_monitor_is_told_less_and_nothing_fails(bench: Bench, shared_url: str) -> None:
     await bench.all("create role plain login")
     await bench.all("grant usage on schema worker to plain")
