@@ -1,15 +1,23 @@
 """Rows of an input that were refused: kept with their chunk, and written to a file once, at the end."""
 
+import asyncio
+import csv
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import Bench, Count
 from worker.chunk import Chunk, Step
 from worker.handler import ChunkedHandler
 from worker.outcome import Completed, Retrying
-from worker.rejects import keep_rejects, write_rejects
+from worker.rejects import as_csv, keep_rejects, write_rejects
 from worker.retry import RetryPolicy
 
 
@@ -54,6 +62,58 @@ async def test_the_rejects_file_is_written_once_at_the_end_and_is_whole(bench: B
     assert await bench.run(importing(target), delivery) == Completed({"rejected": 3, "written": 3})
     rows = [f'{at},no e-mail,"row {at},\\xff"' for at in (1, 2, 3)]
     assert files(tmp_path) == {"rejects.csv": ["line,reason,row", *rows]}  # and no temporary name is left
+
+
+async def test_the_disk_is_waited_for_in_a_thread(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all other jobs of the process wait for it too."""
+    in_loop: list[str] = []
+    main = threading.get_ident()
+
+    def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            if threading.get_ident() == main:
+                in_loop.append(name)
+            return function(*arguments)
+
+        return called
+
+    monkeypatch.setattr(os, "fsync", noting("fsync", os.fsync))
+    monkeypatch.setattr(Path, "replace", noting("replace", Path.replace))
+    monkeypatch.setattr(csv, "writer", noting("writer", csv.writer))
+    await bench.run(importing(tmp_path / "rejects.csv"), await bench.enqueued(Count(upto=3)))
+    assert len((tmp_path / "rejects.csv").read_text().splitlines()) == 4
+    assert in_loop == []
+
+
+async def test_one_that_is_cancelled_leaves_no_file(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def waiting(rows: Any) -> bytes:
+        begun.set()
+        assert may_go_on.wait(10)
+        return as_csv(rows)
+
+    monkeypatch.setattr("worker.rejects.as_csv", waiting)
+    running = asyncio.create_task(bench.run(importing(tmp_path / "rejects.csv"), await bench.enqueued(Count(upto=1))))
+    await asyncio.to_thread(begun.wait, 10)
+    running.cancel()
+    may_go_on.set()
+    with suppress(asyncio.CancelledError):
+        await running
+    assert files(tmp_path) == {}
+
+
+async def test_rejects_of_many_batches_are_all_written_in_order(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.rejects.ROWS_AT_ONCE", 2)
+    await bench.run(importing(tmp_path / "rejects.csv"), await bench.enqueued(Count(upto=5)))
+    with (tmp_path / "rejects.csv").open(newline="") as file:
+        assert [row["line"] for row in csv.DictReader(file)] == ["1", "2", "3", "4", "5"]
 
 
 async def test_the_file_holds_the_rejects_of_its_own_run_alone(bench: Bench, tmp_path: Path) -> None:
