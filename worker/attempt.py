@@ -68,7 +68,8 @@ class Attempt:
         """What the last transaction saw of the run when it began."""
         self._retries = 0
         self._fate_unknown = False
-        self._started = time.monotonic()
+        self._turn_began: float | None = None
+        """When the first chunk had ended, which may have had to find its place anew."""
 
     async def settle(self) -> Settled:
         """Until there is an outcome."""
@@ -140,7 +141,9 @@ class Attempt:
 
     def _has_had_its_turn(self) -> bool:
         handler = self._work.handler
-        elapsed = timedelta(seconds=time.monotonic() - self._started)
+        now = time.monotonic()
+        self._turn_began = now if self._turn_began is None else self._turn_began
+        elapsed = timedelta(seconds=now - self._turn_began)
         return isinstance(handler, ChunkedHandler) and elapsed >= handler.yield_after
 
     async def _judge(self, error: BaseException) -> Outcome | None:

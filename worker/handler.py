@@ -75,7 +75,7 @@ class ChunkedHandler(Policy, Generic[J, C]):
     max_size: int | None = None
     """Ten times `size` unless given."""
     yield_after: timedelta = timedelta(seconds=30)
-    """When the slot is given up after so long, other due jobs of the queue have their turn before it goes on."""
+    """When the slot is given up, so long after the first chunk, other due jobs of the queue have their turn."""
     partitions: int = 1
     """Parts of the key range that are gone through at the same time, each by a job of its own."""
     split: Callable[[J, AsyncSession, int], Awaitable[Sequence[C]]] | None = None

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -173,6 +174,23 @@ async def test_it_gives_up_its_slot_after_yield_after_and_goes_to_the_end(bench:
     to_the_end = Yielded(timedelta(0), "others have their turn")
     assert [await run(bench, delivery, brief) for _ in range(3)] == [to_the_end, to_the_end, DONE]
     assert await bench.effects() == ["1", "2", "3"]
+
+
+async def test_the_first_chunk_is_no_part_of_its_turn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that has to find its place anew, for longer than the turn, no turn would have another chunk."""
+    now = 0.0
+
+    async def take(job: Count, _session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        nonlocal now
+        at = (chunk.cursor or 0) + 1
+        now += 60 if at == 1 else 20
+        return chunk.step(at if at < job.upto else None)
+
+    monkeypatch.setattr("worker.attempt.time", SimpleNamespace(monotonic=lambda: now))
+    handler = ChunkedHandler(Count, take, cursor=int, yield_after=timedelta(seconds=30))
+    delivery = await bench.enqueued(Count(upto=5))
+    assert isinstance(await run(bench, delivery, handler), Yielded)
+    assert (await bench.run_of(delivery)).chunks == 3
 
 
 async def test_the_size_adapts_and_is_kept_while_the_job_waits(bench: Bench) -> None:
