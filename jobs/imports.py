@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,7 +40,9 @@ class Input:
         ahead: ReadAhead[T] | None = chunk.memory.recall(ReadAhead)  # pyright: ignore[reportUnknownVariableType]
         if ahead is None or ahead.position != chunk.cursor:
             source = self.files.existing(self.path)
-            ahead = ReadAhead(await asyncio.to_thread(self._open, source, chunk.cursor), check)
+            started = time.monotonic()
+            reader = await asyncio.to_thread(self._open, source, chunk.cursor)
+            ahead = ReadAhead(reader, check, timedelta(seconds=time.monotonic() - started))
             chunk.memory.keep(ahead)
         return await ahead.next(chunk.size)
 
@@ -62,7 +66,15 @@ class Input:
         rejected, updated = len(rejects), read.read - len(rejects) - inserted
         counts = {"read": read.read, "inserted": inserted, "updated": updated, "rejected": rejected}
         result = {} if read.next else {"rejects_path": await self._write_rejects(session)}
-        return chunk.step(read.next, done=read.read, total=read.in_all, counts=counts, result=result, asked=read.asked)
+        return chunk.step(
+            read.next,
+            done=read.read,
+            total=read.in_all,
+            counts=counts,
+            result=result,
+            asked=read.asked,
+            apart=read.opening,
+        )
 
     async def _write_rejects(self, session: AsyncSession) -> str | None:
         """Write this run's rejects beside the input, and return where. None: there are none."""

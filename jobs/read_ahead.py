@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Generic, TypeVar
 
 from jobs.csv_input import Position, Reader
@@ -30,6 +31,8 @@ class Checked(Generic[T]):
     """What `check` says of them."""
     read_on: Callable[[], None]
     """Begins to read the next chunk. Best called when PostgreSQL has much to do, and Python nothing."""
+    opening: timedelta = timedelta(0)
+    """Of the first chunk: what it took to open the file, and to find the place in it."""
 
     def then_read_on(self, given: Iterable[V]) -> Iterator[V]:
         """`given`; when all of it is taken the next chunk begins to be read."""
@@ -40,9 +43,10 @@ class Checked(Generic[T]):
 class ReadAhead(Generic[T]):
     """An open file, and its next chunk, which is being read. One chunk ahead, no more: two are in memory."""
 
-    def __init__(self, reader: Reader, check: Check[T]) -> None:
+    def __init__(self, reader: Reader, check: Check[T], opening: timedelta = timedelta(0)) -> None:
         self._reader = reader
         self._check = check
+        self._opening = opening
         self._size = 0
         """The newest that was asked for."""
         self._next: asyncio.Future[Checked[T]] | None = None
@@ -55,7 +59,8 @@ class ReadAhead(Generic[T]):
         self._next = self._next or self._read()
         chunk = await asyncio.shield(self._next)  # whoever is cancelled: no thread ends for that
         self._next, self.position = None, chunk.next
-        return chunk
+        opening, self._opening = self._opening, timedelta(0)
+        return replace(chunk, opening=opening)
 
     def _read_on(self) -> None:
         if self._next is None and self.position:

@@ -5,6 +5,7 @@ The runtime owns the loop, as in Shopify's job-iteration: a chunk function has n
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Generic, Protocol, TypeVar
 
 from pydantic import JsonValue
@@ -66,6 +67,8 @@ class Step(Generic[C]):
     """Merged into the result beside the counts, such as the path of a file that was written."""
     asked: int | None = None
     """The size that the rows were read with, where that isn't the chunk's: they were read ahead."""
+    apart: timedelta = timedelta(0)
+    """What the chunk took for other than its rows, such as to open a file. The pace leaves it out."""
 
     def added_to(self, totals: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         """The run's result so far, with this chunk: counts add up, other results replace."""
@@ -99,6 +102,7 @@ class Chunk(Generic[C]):
         counts: Mapping[str, int] | None = None,
         result: Mapping[str, JsonValue] | None = None,
         asked: int | None = None,
+        apart: timedelta = timedelta(0),
     ) -> Step[C]:
         """The step that ends this chunk."""
-        return Step(cursor, done, total, counts or {}, result or {}, asked)
+        return Step(cursor, done, total, counts or {}, result or {}, asked, apart)

@@ -65,7 +65,7 @@ async def advance(
     dumped = None if step.cursor is None else handler.codec.dump_python(step.cursor, mode="json")
     counts = as_jsonb(step.added_to(before.counts), "counts")
     done, total = before.done + step.done, before.total if step.total is None else step.total
-    pace = before.pace.after(step.asked or before.size, step.done, took, handler.sizes)
+    pace = before.pace.after(step.asked or before.size, step.done, took - step.apart, handler.sizes)
     chunk = {
         "cursor": as_jsonb(dumped, "cursor"),
         "result": counts,

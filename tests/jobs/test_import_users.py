@@ -1,5 +1,6 @@
 import csv
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from jobs.app import handlers
 from jobs.csv_input import Position
 from jobs.files import Files
 from jobs.users.contracts import ImportUsers
+from jobs.users.imports import import_users
 from tests.jobs.shop import Shop, a_user, names, rows
 from worker.app import App
-from worker.chunk import Chunk, Step
+from worker.chunk import Chunk, Memory, Step
 from worker.handler import ChunkedHandler
 from worker.job import Job
 from worker.outcome import Dead
@@ -133,3 +135,14 @@ async def test_a_file_that_changes_under_the_import_is_dead_and_keeps_its_chunks
     assert "'users.csv' changed while it was imported, at line " in outcome.error
     # The second chunk may have been read ahead, before the change.
     assert await shop.rows(USERS) in [[("a@x", "A")], [("a@x", "A"), ("b@x", "B")]]
+
+
+async def test_a_step_tells_the_pace_how_its_rows_were_read(tmp_path: Path, session: AsyncSession) -> None:
+    job = put(tmp_path, "email,name\na@x,A\nb@x,B\nc@x,C\nd@x,D\ne@x,E\n")
+    memory = Memory()
+    first = await import_users(job, session, Chunk(None, 1, memory=memory), files=Files(tmp_path))
+    second = await import_users(job, session, Chunk(first.cursor, 2, memory=memory), files=Files(tmp_path))
+    third = await import_users(job, session, Chunk(second.cursor, 2, memory=memory), files=Files(tmp_path))
+    memory.forget()
+    assert [(step.asked, step.done) for step in (first, second, third)] == [(1, 1), (1, 1), (2, 2)]
+    assert first.apart > second.apart == third.apart == timedelta(0)

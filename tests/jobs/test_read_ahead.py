@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from threading import Event
 
@@ -54,6 +55,13 @@ async def test_the_next_chunk_is_read_while_this_one_is_worked_on(tmp_path: Path
     fourth = await ahead.next(2)
     assert [chunk.checked for chunk in (second, third, fourth)] == [["N4", "N5", "N6"], ["N7"], ["N8", "N9"]]
     assert [chunk.asked for chunk in (first, second, third, fourth)] == [3, 3, 1, 2]
+    ahead.close()
+
+
+async def test_the_first_chunk_tells_how_long_it_took_to_open_the_file(tmp_path: Path) -> None:
+    opening = timedelta(minutes=1)
+    ahead = ReadAhead(opened(tmp_path / "users.csv"), Checking(0), opening)
+    assert [(await ahead.next(3)).opening for _ in range(2)] == [opening, timedelta(0)]
     ahead.close()
 
 

@@ -222,6 +222,16 @@ async def test_the_size_goes_by_the_rows_that_were_read_ahead(bench: Bench) -> N
     assert (await bench.run_of(delivery)).chunk_size == 60
 
 
+async def test_what_a_chunk_took_for_other_than_its_rows_is_no_part_of_the_pace(bench: Bench) -> None:
+    async def take(_job: Count, _session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        return chunk.step(1, done=100, apart=timedelta(hours=1))  # so long that nothing is left
+
+    handler = ChunkedHandler(Count, take, cursor=int, size=100, yield_after=timedelta(0))
+    delivery = await bench.enqueued(Count())
+    await run(bench, delivery, handler)
+    assert (await bench.run_of(delivery)).rate == pytest.approx(100 / 1e-6)
+
+
 async def test_a_role_without_pg_monitor_is_told_less_and_nothing_fails(bench: Bench, shared_url: str) -> None:
     await bench.all("create role plain login")
     await bench.all("grant usage on schema worker to plain")
