@@ -160,16 +160,14 @@ class Leases:
             self.are_overdue = True
             self._recycle()
         live = [one for one in held if one.deadline >= now]
-        if not live:
-            self._away = False
-        else:
+        if live:
             arguments = [part for one in live for part in _arguments(one.claim)]
             told: tuple[list[int], list[int]] = renew(keys=[], args=[self._lease_ms, *arguments])
             lost, missing = told
-            self._away = False
             self._say_lost([live[place - 1] for place in lost])
             if missing:
                 self._restore(restore, [live[place - 1] for place in missing])
+        self._away = False
 
     def _restore(self, restore: Any, missing: Sequence[_Held]) -> None:
         arguments: list[bytes | str] = []

@@ -68,9 +68,7 @@ async def _seen_before(session: AsyncSession) -> bool:
 
 
 APP = App(
-    handlers=[
-        Handler(Work, work, retry=RetryPolicy(attempts=2, base=timedelta(0)), timeout=timedelta(milliseconds=500))
-    ],
+    handlers=[Handler(Work, work, retry=RetryPolicy(attempts=2, base=timedelta(0)), timeout=timedelta(seconds=2))],
     schedule=[Cron(Work(does="well"), "30 3 1 1 *", name="yearly")],
 )
 
