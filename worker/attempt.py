@@ -172,13 +172,12 @@ class Attempt:
         if is_lost and not await to_its_end(self._crew.availability.check()):
             # Where a commit was under way, the next begin reads its fate under the run's lock.
             return Released("PostgreSQL is away", BUSY)
-        if self._hold.is_aborted():
-            return await self._record(ABORTED)
-        if cancellations() > before:  # while PostgreSQL was looked for
+        is_aborted = self._hold.is_aborted()  # while PostgreSQL was looked for, as below
+        if not is_aborted and cancellations() > before:
             return Released("the worker stops")
-        if (is_lost or is_conflict(error)) and self._may_retry():
+        if not is_aborted and (is_lost or is_conflict(error)) and self._may_retry():
             return None
-        return await self._record(failed(error, self._work.handler.retry))
+        return await self._record(ABORTED if is_aborted else failed(error, self._work.handler.retry))
 
     def _may_retry(self) -> bool:
         return self._retries < IMMEDIATE_RETRIES
