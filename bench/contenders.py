@@ -110,7 +110,7 @@ OUTBOX = OURS.but(name="ratchet, outbox", variant="outbox", left=_outbox)
 LOOP = Contender("plain loop", "bench.loop", lambda servers: 0)  # noqa: ARG005 - it has no queue
 
 BARE = OURS.but(name="bare engine", module="bench.bare")
-"""No contender: what is left when an engine keeps none of our promises."""
+"""What is left when an engine keeps none of our promises: a bound, not a rival."""
 
 ARQ = Contender("arq, tuned", "bench.peers.arq.peer", _arq_queue, variant="tuned", share=0.4, environment="arq")
 ARQ_DEFAULT = ARQ.but(name="arq", variant="", share=0.06, least=600)

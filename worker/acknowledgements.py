@@ -1,7 +1,7 @@
 """What came of deliveries, gathered for a moment and told to Redis in one go, by the holders of the tokens only."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 
 import structlog
@@ -78,27 +78,26 @@ class Acknowledgements:
 
     async def _send(self, ended: Sequence[Ended]) -> None:
         await self._leases.renewed()
-        told = self._endings(ended)
+        told = list(self._in_words(ended))
         try:
-            settled = await self._claims.settle(list(told.values()))
+            settled = await self._claims.settle([words for _, _, words in told])
         except (RedisError, OSError) as error:
             hint = "they are delivered again; what was done is a duplicate then"
-            ids = [ended[place][0].job_id for place in told]
+            ids = [claim.job_id for claim, _, _ in told]
             self._log.warning("not_acknowledged", job_ids=ids, reason=type(error).__name__, hint=hint)
             return
-        for place, is_settled in zip(told, settled, strict=True):
-            claim, report = ended[place]
+        for (claim, report, _), is_settled in zip(told, settled, strict=True):
             self._told(report, claim)
             if not is_settled:
                 outcome = type(report.outcome).__name__.lower()
                 self._log.warning("lease_was_lost", job_id=claim.job_id, outcome=outcome)
 
-    def _endings(self, ended: Sequence[Ended]) -> dict[int, Finish | PutBack]:
-        """What to tell of each, by its place. One that can't be put into words is left to its lease."""
-        endings: dict[int, Finish | PutBack] = {}
-        for place, (claim, report) in enumerate(ended):
+    def _in_words(self, ended: Sequence[Ended]) -> Iterator[tuple[Claim, Report, Finish | PutBack]]:
+        """Each with what to tell of it. One that can't be put into words is left out, and so to its lease."""
+        for claim, report in ended:
             try:
-                endings[place] = ending(claim, report, self._keep_result)
+                words = ending(claim, report, self._keep_result)
             except Exception as error:  # noqa: BLE001 - one job's fault is no other's
                 self._fault(error)
-        return endings
+            else:
+                yield claim, report, words

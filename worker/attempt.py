@@ -1,6 +1,7 @@
 """One attempt: transaction after transaction of a job until there is an outcome. What a job raises is judged here."""
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -68,8 +69,8 @@ class Attempt:
         """What the last transaction saw of the run when it began."""
         self._retries = 0
         self._fate_unknown = False
-        self._turn_began: float | None = None
-        """When the first chunk had ended, which may have had to find its place anew."""
+        self._turn_began = math.inf
+        """time.monotonic() when the first chunk had ended, which may have had to find its place anew."""
 
     async def settle(self) -> Settled:
         """Until there is an outcome."""
@@ -131,6 +132,7 @@ class Attempt:
         """The chunk has made the job the outbox's, and its failures count anew."""
         self._work = replace(self._work, run=replace(self._work.run, from_outbox=True))
         self._seen, self._retries, self._fate_unknown = None, 0, False
+        self._turn_began = min(self._turn_began, time.monotonic())
         if self._hold.is_aborted():
             return await self._record(ABORTED)
         if self._hold.is_stopping() or is_cancelled():
@@ -141,9 +143,7 @@ class Attempt:
 
     def _has_had_its_turn(self) -> bool:
         handler = self._work.handler
-        now = time.monotonic()
-        self._turn_began = now if self._turn_began is None else self._turn_began
-        elapsed = timedelta(seconds=now - self._turn_began)
+        elapsed = timedelta(seconds=time.monotonic() - self._turn_began)
         return isinstance(handler, ChunkedHandler) and elapsed >= handler.yield_after
 
     async def _judge(self, error: BaseException) -> Outcome | None:

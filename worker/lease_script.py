@@ -1,11 +1,22 @@
 """The scripts that renew leases: those whose keys stand, all at once; and those whose keys are gone."""
 
-# A missing key was wiped, or its job has ended elsewhere. Another's token means that the lease was lost. Answers with
-# the places of those that are lost, and of those whose keys are missing, from 1.
-RENEW = """
+_HOLD = """
 local time = redis.call('TIME')
 local lease = tonumber(ARGV[1])
 local until_ms = time[1] * 1000 + math.floor(time[2] / 1000) + lease
+local function hold(id, token, queue, limited)
+    redis.call('SET', 'arq:in-progress:' .. id, token, 'PX', lease)
+    redis.call('ZADD', queue, 'XX', until_ms, id)
+    redis.call('ZADD', 'ratchet:leases:' .. queue, until_ms, id)
+    if limited ~= '' then redis.call('ZADD', 'ratchet:permits:' .. limited, until_ms, id) end
+end
+"""
+
+# A missing key was wiped, or its job has ended elsewhere. Another's token means that the lease was lost. Answers with
+# the places of those that are lost, and of those whose keys are missing, from 1.
+RENEW = (
+    _HOLD
+    + """
 local lost, missing = {}, {}
 for i = 2, #ARGV, 4 do
     local id, token, queue, limited = unpack(ARGV, i, i + 3)
@@ -15,34 +26,29 @@ for i = 2, #ARGV, 4 do
     elseif held ~= token then
         lost[#lost + 1] = (i + 2) / 4
     else
-        redis.call('SET', 'arq:in-progress:' .. id, token, 'PX', lease)
-        redis.call('ZADD', queue, 'XX', until_ms, id)
-        redis.call('ZADD', 'ratchet:leases:' .. queue, until_ms, id)
-        if limited ~= '' then redis.call('ZADD', 'ratchet:permits:' .. limited, until_ms, id) end
+        hold(id, token, queue, limited)
     end
 end
 return {lost, missing}
 """
+)
 
 # What was wiped is restored, so that a job which is sent again doesn't start twice. Where there is a message that isn't
 # the job's own, known by its SHA-1, the job has ended elsewhere and this is another of its id: it is left alone.
 # Answers with the places of those that are lost, from 1.
-RESTORE = """
-local time = redis.call('TIME')
-local lease = tonumber(ARGV[1])
-local until_ms = time[1] * 1000 + math.floor(time[2] / 1000) + lease
+RESTORE = (
+    _HOLD
+    + """
 local lost = {}
 for i = 2, #ARGV, 5 do
     local id, token, queue, limited, digest = unpack(ARGV, i, i + 4)
     local message = redis.call('MGET', 'arq:job:' .. id)[1]
-    if message and redis.sha1hex(message) ~= digest
-        or not redis.call('SET', 'arq:in-progress:' .. id, token, 'PX', lease, 'NX') then
+    if message and redis.sha1hex(message) ~= digest or redis.call('EXISTS', 'arq:in-progress:' .. id) == 1 then
         lost[#lost + 1] = (i + 3) / 5
     else
-        redis.call('ZADD', queue, 'XX', until_ms, id)
-        redis.call('ZADD', 'ratchet:leases:' .. queue, until_ms, id)
-        if limited ~= '' then redis.call('ZADD', 'ratchet:permits:' .. limited, until_ms, id) end
+        hold(id, token, queue, limited)
     end
 end
 return lost
 """
+)

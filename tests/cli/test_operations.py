@@ -28,6 +28,15 @@ def test_replay_all_counts(command: Command, work: Work) -> None:
     assert command("replay", "--all").stdout == "Jobs that wait to run again: 3.\n"
 
 
+@pytest.mark.parametrize("option", ["--name", "--error"])
+def test_replay_of_an_empty_name_or_error_is_not_replay_of_all(command: Command, work: Work, option: str) -> None:
+    """As from a script whose variable isn't set."""
+    command("enqueue", "tests.fail")
+    work()
+    assert "say --all for that" in command("replay", option, "", exit_code=2).stderr
+    assert command("replay", "--all").stdout == "Jobs that wait to run again: 1.\n"
+
+
 def test_replay_takes_what_bears_a_name_or_an_error_and_lists_it_as_json(command: Command, work: Work) -> None:
     ids = {reason: _failed(command, reason) for reason in ("no such sku", "no such user", "100% gone")}
     work()

@@ -102,6 +102,16 @@ async def test_a_missing_in_progress_key_is_restored_with_the_same_token(redis: 
     await redis.flushall()
 
 
+def test_who_takes_its_own_job_over_holds_it_by_the_new_claim() -> None:
+    first, second = (Claim("a", b"a", "arq:queue", token, b"{}", 1, 1, 0, aborted=False) for token in ("old", "new"))
+    leases = Leases("redis://", SECOND, SECOND, recycle=print, fault=print)
+    leases.hold(first)
+    assert leases.take_over(second)
+    assert leases.current(first) is second
+    leases.drop(second)
+    assert leases.current(first) is first
+
+
 OTHER = b'{"t":null,"f":"ping","a":[],"k":{},"et":2}'
 
 

@@ -1,5 +1,7 @@
 """A child as its worker sees it: what is no fault of a job counts for none."""
 
+import asyncio
+import socket
 import struct
 import sys
 from datetime import timedelta
@@ -7,10 +9,15 @@ from os import close, pipe
 
 import pytest
 
+from worker.app import App
 from worker.delivery import Delivery, NoHold
+from worker.reporting.observer import Observers
+from worker.settings import load_settings
 from worker.suspects import child as module
+from worker.suspects import frames
 from worker.suspects.child import Child
 from worker.suspects.death import ProcessDeath, Suspect
+from worker.suspects.main import serve
 from worker.wire import Message, encode
 
 MESSAGE = Message("ping", b"{}", 1)
@@ -36,3 +43,19 @@ async def test_a_child_that_isnt_understood_is_no_death_of_its_job(monkeypatch: 
     for end in lifeline, held:
         close(end)
     assert not died.value.death.was_ready
+
+
+async def test_an_answer_that_comes_when_its_job_has_ended_ends_nobody() -> None:
+    ours, theirs = socket.socketpair()
+    settings = load_settings(database_url="postgresql:///nowhere")
+    serving = asyncio.create_task(serve(App([]), settings, Observers(), theirs))
+    reader, writer = await asyncio.open_connection(sock=ours)
+    writer.write(frames.pack(frames.Held(7, is_ours=True)))
+    writer.write(frames.pack(frames.Start(8, "a", "arq:queue", encode(MESSAGE).decode(), 1, 1, 0)))
+    said = frames.read(reader)
+    assert await anext(said) == frames.Ready()
+    ended = await anext(said)
+    assert isinstance(ended, frames.Ended)
+    assert (ended.number, ended.outcome) == (8, "Released")  # nobody knows a job of that name
+    writer.close()
+    await serving
