@@ -71,9 +71,13 @@ async def enqueue_and_wait(urls: dict[str, str], folder: Path) -> None:
 
 
 def recipe(target: str, folder: Path) -> str:
-    """What `make TARGET` runs once .venv is up to date; here it is, and must not be made anew."""
+    """What `make TARGET` runs once .venv is up to date; here it is, and must not be made anew.
+
+    Without the variables of a make that runs these tests.
+    """
     make = ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/.ready", target]
-    return subprocess.run(make, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    path = {"PATH": os.environ["PATH"]}
+    return subprocess.run(make, cwd=folder, env=path, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def filled_in(block: Block, values: dict[str, str]) -> str:

@@ -66,7 +66,8 @@ async def test_jobs_that_run_come_to_their_end_first_however_short_the_grace(
         [waiting] = await enqueued(Wait(lock=LOCK))
         await worker.wait_for("began")
         await enqueued(Step(), Step())
-        await worker.wait_for("recycling", running=1)
+        await worker.wait_for("recycling")
+        await worker.wait_for("completed", count=2)
     await worker.wait_for("completed", job_id=waiting)
     assert await worker.wait() == 0
     assert len(await effects()) == 3
@@ -80,7 +81,8 @@ async def test_a_process_that_waits_for_its_last_job_still_obeys_a_signal(
         [waiting] = await enqueued(Wait(lock=LOCK))
         await worker.wait_for("began")
         await enqueued(Step(), Step())
-        await worker.wait_for("recycling", running=1)
+        await worker.wait_for("recycling")
+        await worker.wait_for("completed", count=2)
         assert await worker.stop() == 0
     await worker.wait_for("stopping", grace_s=1.0, running=1)
     await worker.wait_for("released", job_id=waiting)
