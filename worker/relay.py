@@ -67,6 +67,8 @@ class Relay:
         self._wake = asyncio.Event()
         self._drains = asyncio.Lock()
         self._waiting = frozenset[str]()
+        self._refused: dict[int, str] = {}
+        """Rows (key and id) that Redis won't have yet, of a pass that isn't at its end."""
         self._has_trouble = False
         self._log = structlog.get_logger("worker.relay")
 
@@ -87,7 +89,7 @@ class Relay:
             try:
                 sent, resent = await self.drain(), await self._sweep.step()
                 self._tell(resent or 0)
-                has_more = sent > 0 or resent is not None
+                has_more = sent > 0 or resent is not None or bool(self._refused)
                 self._has_trouble = False
             except Exception as error:  # noqa: BLE001 - the relay must go on; what is unexpected is reported
                 await self._say(error)
@@ -99,17 +101,19 @@ class Relay:
     async def drain(self) -> int:
         """Send what may be sent now, for as long as there is something; after ROUNDS batches others have their turn.
 
+        The next call goes on behind what Redis refused, however much that is; at the end of the pass it is asked again.
         Returns how many jobs reached Redis. Callers wait for each other.
         """
-        total, refused = 0, dict[int, str]()
+        total = 0
         async with self._drains:
             try:
                 for _ in range(ROUNDS):
-                    batches = await self._batches(refused)
+                    batches = await self._batches(self._refused)
                     for batch in batches:
                         total += self._tell(batch.sent)
-                        refused |= batch.refused
+                        self._refused |= batch.refused
                     if not any(batch.found for batch in batches):
+                        self._refused = {}
                         break
             except Exception as error:
                 if not _is_contention(error):

@@ -169,6 +169,18 @@ async def test_rows_that_must_wait_starve_nobody(hands: Hands) -> None:
     assert len([row for row in await hands.rows("sent_epoch") if row.sent_epoch is None]) == 1300
 
 
+async def test_more_of_them_than_a_turn_takes_starve_nobody_either(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.relay.ROUNDS", 1)
+    await hands.redis.set("taken", "a string", ex=60)
+    await hands.enqueue(*[Play() for _ in range(1200)], queue="taken")
+    await hands.enqueue(Play())
+    assert [await hands.relay.drain() for _ in range(4)] == [0, 0, 1, 0]
+    await hands.redis.delete("taken")
+    assert sum([await hands.relay.drain() for _ in range(3)]) == 1200
+
+
 async def test_a_queue_whose_name_is_another_key_s_holds_up_nobody(hands: Hands) -> None:
     await hands.redis.set("taken", "a string", ex=60)
     [odd] = await hands.enqueue(Play(), queue="taken")
