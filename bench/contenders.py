@@ -109,8 +109,9 @@ OURS = Contender("ratchet", "bench.ours", _arq_queue)
 OUTBOX = OURS.but(name="ratchet, outbox", variant="outbox", left=_outbox)
 LOOP = Contender("plain loop", "bench.loop", lambda servers: 0)  # noqa: ARG005 - it has no queue
 
+LOOP_ONCE = LOOP.but(name="plain loop that writes the run", variant="run")
 BARE = OURS.but(name="bare engine", module="bench.bare")
-"""What is left when an engine keeps none of our promises: a bound, not a rival."""
+"""What is left when an engine keeps none of our promises: a bound, not a rival. So is the loop that writes the run."""
 
 ARQ = Contender("arq, tuned", "bench.peers.arq.peer", _arq_queue, variant="tuned", share=0.4, environment="arq")
 ARQ_DEFAULT = ARQ.but(name="arq", variant="", share=0.06, least=600)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from statistics import quantiles
 
 from bench.case import NOOP_SLOTS, Bench, names
-from bench.contenders import ARQ_DEFAULT, OURS, OUTBOX, REDIS_PEERS, Contender
+from bench.contenders import ARQ_DEFAULT, BARE, OURS, OUTBOX, REDIS_PEERS, Contender
 from bench.drive import SETTLE_S, new_tally, wait_for_starts, working
 from bench.results import CaseResult, Comparison, Run, Target, best, figures, ratio, tails
 
@@ -17,7 +17,7 @@ START_TIMEOUT_S = 20.0
 def run(bench: Bench, result: CaseResult) -> None:
     jobs = max(20, bench.jobs // 250)
     peers = bench.installed(*REDIS_PEERS, ARQ_DEFAULT)
-    measures = {side.name: pacing(bench, side, jobs) for side in (OURS, OUTBOX, *peers)}
+    measures = {side.name: pacing(bench, side, jobs) for side in (OURS, OUTBOX, BARE, *peers)}
     p50 = bench.contest(OURS.name, measures)
     p99 = tails(p50)
     for blocks, measure in ((p50, "p50"), (p99, "p99")):
@@ -26,6 +26,8 @@ def run(bench: Bench, result: CaseResult) -> None:
         if winner := best(found, names(peers), least=True):
             what = f"{measure}: {OURS.name} ÷ best peer ({winner})"
             result.comparisons.append(Comparison(what, ratio(blocks, OURS.name, winner), Target(at_most=1)))
+        what = f"{measure}: {OURS.name} ÷ {BARE.name}"
+        result.comparisons.append(Comparison(what, ratio(blocks, OURS.name, BARE.name)))
         what = f"{measure}: {OUTBOX.name} ÷ {OURS.name}"
         result.comparisons.append(Comparison(what, ratio(blocks, OUTBOX.name, OURS.name), Target(at_most=3)))
     result.notes.append(f"{jobs} jobs a run, so p99 is nearly the slowest of a run. Outbox: from the commit's return.")

@@ -1,7 +1,7 @@
 """The order job: a fresh session, SELECT … FOR UPDATE with the user, update, commit. Ours exactly once."""
 
 from bench.case import ORDER_SLOTS, Bench, names
-from bench.contenders import ARQ, LOOP, OURS, PGQUEUER, PROCRASTINATE, REDIS_PEERS
+from bench.contenders import ARQ, BARE, LOOP, LOOP_ONCE, OURS, PGQUEUER, PROCRASTINATE, REDIS_PEERS
 from bench.drive import drain
 from bench.results import CaseResult, Comparison, Target, best, figures, ratio
 
@@ -19,7 +19,8 @@ def run(bench: Bench, result: CaseResult) -> None:
         for peer in bench.installed(*REDIS_PEERS, PGQUEUER, PROCRASTINATE)
     ]
     peers = [peer.but(share=0.3) if peer.name == PROCRASTINATE.name else peer for peer in peers]
-    sides = (OURS, LOOP.but(slots=loop), *peers)
+    bounds = LOOP_ONCE.but(slots=loop), BARE
+    sides = (OURS, LOOP.but(slots=loop), *bounds, *peers)
     blocks = bench.contest(OURS.name, {side.name: bench.draining(side, "order", jobs, ORDER_SLOTS) for side in sides})
     result.figures = figures(blocks, "order", "jobs/s")
 
@@ -31,8 +32,9 @@ def run(bench: Bench, result: CaseResult) -> None:
         result.comparisons.append(against(ARQ.name, ARQ.name, Target(at_least=1.5)))
     if winner := best(result.figures, names(peers)):
         result.comparisons.append(against(winner, f"best peer ({winner})", Target(at_least=1.2)))
+    result.comparisons += [against(bound.name, bound.name, None) for bound in bounds]
     result.comparisons += [
-        Comparison(f"{peer.name} ÷ {LOOP.name}", ratio(blocks, peer.name, LOOP.name)) for peer in peers
+        Comparison(f"{side.name} ÷ {LOOP.name}", ratio(blocks, side.name, LOOP.name)) for side in (*bounds, *peers)
     ]
 
 
