@@ -4,7 +4,10 @@
 """
 
 import asyncio
+import gc
+import linecache
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -42,6 +45,7 @@ select :name, orders.reference, given.job_id
 from unnest(cast(:order_ids as bigint[]), cast(:job_ids as text[])) as given (order_id, job_id)
     left join orders on orders.id = given.order_id
 """)
+_MEMORY = text("insert into chaos.memory (blocks) values (:blocks)")
 _SLEEP = text("select pg_sleep(:s)")
 _WANTED = text("insert into chaos.wanted (name, subject, how) values (:name, :subject, 'handler')")
 
@@ -62,7 +66,10 @@ class Count(Job, name="chaos.count"):
 
 
 class Meet(Job, name="chaos.meet"):
-    """Ends only when as many of it as the worker has slots run at once, each with a connection of its own."""
+    """Ends only when as many of it as the worker has slots run at once, each with a connection of its own.
+
+    One of them notes what the process has in memory.
+    """
 
     number: int
 
@@ -123,7 +130,20 @@ async def meet(job: Meet, session: AsyncSession, barrier: asyncio.Barrier) -> No
     del job
     await session.execute(text("select 1"))
     async with asyncio.timeout(MEET_WITHIN_S):
-        await barrier.wait()
+        place = await barrier.wait()
+    if place == 0:
+        await session.execute(_MEMORY, {"blocks": live_blocks()})
+
+
+def live_blocks() -> int:
+    """Blocks of memory that Python's objects hold: without garbage, and without the source lines of past tracebacks.
+
+    Those come once, as many as there are files that an error may pass through. Resident memory would tell less: between
+    two collections it grows by garbage, and what was freed mostly stays with the allocator.
+    """
+    linecache.clearcache()
+    gc.collect()
+    return sys.getallocatedblocks()
 
 
 async def linger(session: AsyncSession) -> None:

@@ -12,6 +12,8 @@ class Footprint:
     """What it takes while it has nothing to do."""
 
     resident_mb: float
+    blocks: int
+    """Of memory, held by Python's objects (`tests.chaos.app.live_blocks`)."""
     postgres: int
     valkey: int
     """Connections."""

@@ -22,6 +22,9 @@ create index effect_subject on chaos.effect (name, subject);
 
 create table chaos.shelf (sku text primary key, stock bigint not null);
 
+-- What the long-lived worker had in memory, each time that it was at rest.
+create table chaos.memory (seq bigint generated always as identity primary key, blocks bigint not null);
+
 create table chaos.trouble (place text primary key);
 
 create function chaos.refuse() returns trigger language plpgsql as $$
