@@ -41,8 +41,8 @@ def server() -> Iterator[EmbeddedValkey]:
 def failures(worker_class: str, server: EmbeddedValkey, directory: Path) -> dict[str, str]:
     """Those of arq's tests that fail with `worker_class`, and why.
 
-    What fails runs again, alone, and counts if it fails each time: one of them allows a millisecond between a command and
-    the next, whatever else the machine does meanwhile.
+    What fails runs again, alone, and counts if it fails each time: one of them allows a millisecond between a command
+    and the next, whatever else the machine does meanwhile.
     """
     if not (ARQ / ".ready").exists():
         pytest.fail("arq's tests are not there; make them with: make .arq/.ready", pytrace=False)
