@@ -91,15 +91,17 @@ select r.id, r.enqueued_ms, r.name, r.queue, r.status, r.attempt, {PROGRESS}, r.
     coalesce(r.finished_at, r.created_at) as at
 from {RUN_WITH_PARTS}
 """  # noqa: S608 - put together from constants
-_NOT_BEGUN = """
+# PostgreSQL's calendar goes further than Python's, and a day less is left for the time zone that it is shown in.
+_DUE_AT = "least(greatest(o.due_at, timestamptz '0001-01-02 00:00+00'), timestamptz '9999-12-30 00:00+00')"
+_NOT_BEGUN = f"""
 select o.id, o.enqueued_ms, o.name, o.queue, 'waiting', 0::bigint, 0::bigint, null::bigint, null::double precision,
     null::double precision, null::timestamptz,
-    case when o.due_at > clock_timestamp() then o.due_at end, null::timestamptz, null::text, null::text,
+    case when o.due_at > clock_timestamp() then {_DUE_AT} end, null::timestamptz, null::text, null::text,
     null::jsonb as cursor, null::jsonb as result, case when o.enqueued_ms > 0 then to_timestamp(o.enqueued_ms / 1000.0)
-        else o.due_at end as at
+        else {_DUE_AT} end as at
 from worker.outbox as o
 where not exists (select from worker.run as b where b.id = o.id and b.enqueued_ms = o.enqueued_ms)
-"""
+"""  # noqa: S608 - put together from constants
 
 # Each part reads its own index from the new end and stops at the limit, however long the history is.
 _IS_WANTED = """

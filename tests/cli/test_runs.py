@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
+
 from tests.cli.conftest import Command
 
 Query = Callable[..., Sequence[Any]]
@@ -39,6 +41,19 @@ def test_runs_lists_what_ran_and_what_waits_newest_first(command: Command, work:
     assert [entry["id"] for entry in listed(command, "--status", "waiting")] == [waiting]
     assert [entry["id"] for entry in listed(command, "--name", "tests.greet")] == [waiting, greeted]
     assert [entry["id"] for entry in listed(command, "--limit", "1")] == [waiting]
+
+
+@pytest.mark.parametrize("chosen", ["", ", job_id => 'chosen'"], ids=["", "job_id"])
+@pytest.mark.parametrize("at", ["20000-01-01", "9999-12-31 23:59-05", "0100-01-01 BC"])
+def test_a_due_time_that_python_has_no_date_for_hides_no_job(
+    command: Command, query: Query, at: str, chosen: str
+) -> None:
+    """Whoever may call worker.enqueue may give one."""
+    other = enqueue(command, "tests.greet", '{"name": "Ada"}')
+    [[job_id]] = query(f"select worker.enqueue('tests.greet', '{{}}', at => '{at}'{chosen})")
+    assert {entry["id"] for entry in listed(command)} == {job_id, other}
+    assert job_id in command("runs").stdout
+    assert json.loads(command("show", job_id, "--json").stdout)["status"] == "waiting"
 
 
 def test_the_table_shows_ids_whole_and_no_control_characters(command: Command, query: Query) -> None:
