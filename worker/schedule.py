@@ -9,6 +9,9 @@ from cronsim import CronSim, CronSimError
 
 from worker.job import NAME, Job
 
+PUNCTUAL = timedelta(seconds=30)
+"""A tick that is noticed within this isn't missed, whatever its grace: nobody looks in its very moment."""
+
 
 @dataclass(frozen=True, slots=True, init=False)
 class Cron:
@@ -23,7 +26,7 @@ class Cron:
     """Tells two entries of one job apart; the job's name unless given."""
     tz: str
     grace: timedelta
-    """A tick missed for longer than this is not made up for."""
+    """A tick missed for longer than this is not made up for. Zero: none is."""
 
     def __init__(
         self,
@@ -61,8 +64,8 @@ class Cron:
                 yield tick.astimezone(UTC)
 
     def newest_tick(self, after: datetime, until: datetime) -> datetime | None:
-        """The last time in (after, until] that is younger than the grace; None if there is none."""
-        missed, span = until - max(after, until - self.grace), timedelta(hours=1)
+        """The last time in (after, until] that is punctual or younger than the grace; None if there is none."""
+        missed, span = until - max(after, until - max(self.grace, PUNCTUAL)), timedelta(hours=1)
         # The last hour first, then more: a year of minutes has half a million ticks, and the last of them is enough.
         while missed > timedelta(0):
             span = min(span, missed)

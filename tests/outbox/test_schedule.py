@@ -143,6 +143,15 @@ def test_a_tick_is_made_up_for_if_it_is_younger_than_its_grace(missed_for: int, 
     assert found == (three if is_due else None)
 
 
+@pytest.mark.parametrize(("late", "is_due"), [(0, True), (0.05, True), (29, True), (30, False), (60, False)])
+def test_without_a_grace_a_punctual_tick_runs_and_a_missed_one_never(late: float, is_due: bool) -> None:  # noqa: FBT001
+    """Nobody looks in the very moment of a tick, so a grace of zero alone would let none run."""
+    cron = Cron(Report(), "0 3 * * *", grace=timedelta(0))
+    three = datetime(2026, 1, 1, 3, tzinfo=UTC)
+    found = cron.newest_tick(three - timedelta(days=1), three + timedelta(seconds=late))
+    assert found == (three if is_due else None)
+
+
 @pytest.mark.parametrize(
     ("entry", "refusal"),
     [
