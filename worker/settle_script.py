@@ -54,21 +54,22 @@ for n = 1, #tokens do
     local digest, rest = string.match(how, '^only (%x+) (.*)$')
     how = rest or how
     settled[n] = tokens[n] == token and 1 or 0
-    if settled[n] == 1 and is_another(id, digest) then
-        settled[n] = 0
-        gone[#gone + 1] = 'arq:in-progress:' .. id
+    local verb, stays, first, second, limited, body = string.match(how, '^(%a+) (%d+) (-?%d+) (%d+) (%S*) (.*)$')
+    if settled[n] == 1 then
         add(freed, queue, id)
-        add(offered, queue, now, id)
-        woken[queue] = true
-    elseif settled[n] == 1 then
-        add(freed, queue, id)
-        local verb, stays, first, second, limited, body = string.match(how, '^(%a+) (%d+) (-?%d+) (%d+) (%S*) (.*)$')
-        if stays == '0' then gone[#gone + 1] = 'arq:in-progress:' .. id
-        else redis.call('PEXPIRE', 'arq:in-progress:' .. id, stays) end
         if limited ~= '' then
             redis.call('ZREM', 'ratchet:permits:' .. limited, id)
             woken['/' .. limited] = true
         end
+    end
+    if settled[n] == 1 and is_another(id, digest) then
+        settled[n] = 0
+        gone[#gone + 1] = 'arq:in-progress:' .. id
+        add(offered, queue, now, id)
+        woken[queue] = true
+    elseif settled[n] == 1 then
+        if stays == '0' then gone[#gone + 1] = 'arq:in-progress:' .. id
+        else redis.call('PEXPIRE', 'arq:in-progress:' .. id, stays) end
         if verb == 'finish' then finish(queue, id, body, first, second) end
         if verb == 'later' then put_back(queue, id, body, now + first, second) end
         if verb == 'now' then

@@ -150,6 +150,19 @@ async def test_what_is_put_back_gives_its_permit_back(redis: Redis, worker: Made
     await empty(redis)
 
 
+async def test_a_permit_comes_back_though_another_job_of_the_id_came_meanwhile(redis: Redis, worker: Made) -> None:
+    """The worker was cut off, and Redis was wiped (worker/lease_script.py)."""
+    claims = worker(max_concurrent=1)
+    await pings(redis, 2)
+    [claim] = await claims.take([QUEUE], 9, "me")
+    claim.is_restored = True
+    await redis.set(f"arq:job:{claim.job_id}", b'{"t":null,"f":"pong","a":[],"k":{},"et":1}')
+    assert await claims.settle([Finish(claim)]) == [False]
+    assert await redis.exists(PERMITS, f"{IDLE_KEY}/ping") == 0
+    assert len(await claims.take([QUEUE], 9, "me")) == 2
+    await empty(redis)
+
+
 async def test_a_permit_that_is_given_back_wakes_who_found_none(redis: Redis, worker: Made) -> None:
     claims = worker(max_concurrent=1)
     await pings(redis, 2)
