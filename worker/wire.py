@@ -22,6 +22,8 @@ ABORT_SET = "arq:abort"
 
 MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + 64 * 1024
 """A payload at its limit, with its envelope and headers."""
+MAX_ENQUEUED_MS = 253_402_300_799_999
+"""The last millisecond of the year 9999: there are no later dates. Microseconds since 1970 are beyond it."""
 UNREADABLE_NAME = "?"
 ABORTED = "CancelledError"
 """What the text of a cancelled job's result begins with."""
@@ -109,7 +111,7 @@ def _decode(raw: bytes) -> Message:
         raise ValueError("the message has positional arguments in 'a'; pass the payload by keyword")
     if not isinstance(arguments, dict):
         raise ValueError("the message has no object in 'k'; pass the payload by keyword")  # noqa: TRY004 - a fault of data
-    if type(enqueued_ms) is not int or not 0 <= enqueued_ms < 2**53:
+    if type(enqueued_ms) is not int or not 0 <= enqueued_ms <= MAX_ENQUEUED_MS:
         raise ValueError("the message has no enqueue time in 'et'; give it in milliseconds since 1970")
     arguments = cast("dict[str, Any]", arguments)
     headers = arguments.pop("_headers", None)

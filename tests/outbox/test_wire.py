@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from worker import wire
 from worker.wire import (
+    MAX_ENQUEUED_MS,
     MAX_MESSAGE_BYTES,
     Message,
     Result,
@@ -124,7 +125,8 @@ def test_a_pickle_is_never_loaded_and_the_reason_says_what_to_do() -> None:
         (envelope(et=1.0), "no enqueue time in 'et'"),
         (envelope(et=True), "no enqueue time in 'et'"),
         (envelope(et=-1), "no enqueue time in 'et'"),
-        (envelope(et=2**53), "no enqueue time in 'et'"),
+        (envelope(et=253_402_300_800_000), "no enqueue time in 'et'"),
+        (envelope(et=1_700_000_000_000_000), "in milliseconds since 1970"),
         (b'{"f":"a","k":{}}', "no enqueue time in 'et'"),
         (envelope(k={"x": "x" * MAX_MESSAGE_BYTES}), "the limit is 1,114,112"),
     ],
@@ -170,7 +172,7 @@ def test_an_empty_list_of_positional_arguments_may_be_left_out() -> None:
 def test_the_largest_payload_fits_with_its_headers_and_a_larger_message_is_refused() -> None:
     payload = json.dumps({"x": "x" * (1024 * 1024 - 8)}).encode()
     headers = {"baggage": "b" * 8_192, "sentry-trace": "t" * 100}
-    raw = encode(Message("x" * 200, payload, 2**53 - 1, from_outbox=True, headers=headers))
+    raw = encode(Message("x" * 200, payload, MAX_ENQUEUED_MS, from_outbox=True, headers=headers))
     assert isinstance(decode(raw), Message)
     with pytest.raises(ValueError, match="send fewer headers"):
         encode(Message("a", payload, 1, headers={"baggage": "b" * 70_000}))
