@@ -233,6 +233,17 @@ async def test_a_job_that_backs_off_or_snoozes_can_be_cancelled(engine: AsyncEng
     assert await redis.keys("arq:*") == []
 
 
+async def test_an_abort_that_nobody_has_heard_yet_ends_with_the_job_that_is_cancelled(
+    engine: AsyncEngine, redis: Redis
+) -> None:
+    """It backed off, or was delayed, when arq's client asked for it; the next job of its key is another one."""
+    job_id = await add(engine, Greet(name="one"), key="ada")
+    await relay(engine, redis)
+    await redis.zadd("arq:abort", {job_id: 1})
+    assert await cancel(engine, redis, job_id, QUEUES) == Done(job_id, "tests.greet")
+    assert await redis.keys("arq:*") == []
+
+
 async def test_a_direct_job_that_only_redis_knows_can_be_cancelled(engine: AsyncEngine, redis: Redis) -> None:
     job_id = await Queue(redis, "slow").enqueue(Wait(), job_id="direct")
     assert job_id is not None

@@ -90,7 +90,8 @@ delete from worker.outbox where id = :id and case when coalesces and sent_epoch 
 _LOCK_TIMEOUT = text("select set_config('lock_timeout', :ms, true)")
 
 # The message of another job of this id, which came before or after, is left alone. What somebody works on is asked to
-# abort, as arq's Job.abort() does; only what nobody holds is taken.
+# abort, as arq's Job.abort() does; only what nobody holds is taken, with what was asked of it: the next job of a key
+# has the same id.
 TAKE_MESSAGE = (
     PARKED
     + """
@@ -103,6 +104,7 @@ if running == '1' or redis.call('EXISTS', 'arq:in-progress:' .. id) == 1 then
 end
 redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id)
 redis.call('ZREM', queue, id)
+redis.call('ZREM', 'arq:abort', id)
 local parking = parking_of(queue, id)
 if parking then redis.call('ZREM', parking, id) end
 return 2
