@@ -14,13 +14,14 @@ from worker.wake import WAKE
 from worker.wire import restamp
 
 # Never resets a job that Redis has. An id that stands there with another enqueue time is waited for, and so is a queue
-# whose name belongs to something else: neither may hold up the batch.
+# whose name belongs to something else: neither may hold up the batch. An abort that was asked for before the job was
+# enqueued meant an earlier job of its key.
 PUSH = (
     WAKE
     + """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local there, queues, due, sent, written, results = {}, {}, {}, {}, {}, {}
+local there, queues, due, sent, written, results, fresh = {}, {}, {}, {}, {}, {}, {}
 for i = 1, #ARGV, 5 do there[#there + 1] = 'arq:job:' .. ARGV[i] end
 there = redis.call('MGET', unpack(there))
 
@@ -28,6 +29,15 @@ local function is_same(old, new, enqueued)
     if old == new then return true end
     local ok, body = pcall(cjson.decode, old)
     return ok and type(body) == 'table' and body['et'] == enqueued
+end
+
+local function forget_aborts(fresh)
+    local ids, stale = {}, {}
+    for i, n in ipairs(fresh) do ids[i] = ARGV[5 * n - 4] end
+    for i, asked in ipairs(redis.pcall('ZMSCORE', 'arq:abort', unpack(ids))) do
+        if asked and tonumber(asked) < tonumber(ARGV[5 * fresh[i] - 2]) then stale[#stale + 1] = ids[i] end
+    end
+    if #stale > 0 then redis.call('ZREM', 'arq:abort', unpack(stale)) end
 end
 
 for n = 1, #there do
@@ -47,6 +57,7 @@ for queue, found in pairs(queues) do
             if not there[n] then
                 written[#written + 1], written[#written + 2] = 'arq:job:' .. ARGV[5 * n - 4], ARGV[5 * n]
                 results[#results + 1] = 'arq:result:' .. ARGV[5 * n - 4]
+                fresh[#fresh + 1] = n
             end
         end
     end
@@ -54,6 +65,7 @@ end
 if #written > 0 then
     redis.call('MSET', unpack(written))
     redis.call('DEL', unpack(results))
+    forget_aborts(fresh)
 end
 for queue, is_due in pairs(due) do
     if is_due then wake(queue) end

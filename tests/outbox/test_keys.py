@@ -317,3 +317,25 @@ async def test_no_run_of_a_key_begins_while_another_runs(hands: Hands) -> None:
         assert sent.scalar_one() == 0
     await hands.work()
     assert await hands.applied() == ["first", "second"]
+
+
+async def test_an_abort_of_an_earlier_job_of_a_key_ends_no_later_one(hands: Hands) -> None:
+    """Whoever asks for the abort of a job that has just ended leaves a word in Redis under its id."""
+    await hands.enqueue(Play(text="first"), key="k")
+    await hands.work()
+    await hands.redis.zadd("arq:abort", {ID: (await hands.runs())[0].enqueued_ms})
+    await hands.enqueue(Play(text="second"), key="k")
+    await hands.relay.drain()
+    [claim] = await hands.take()
+    assert not claim.aborted
+    assert await hands.redis.exists("arq:abort") == 0
+    await hands.finish(claim)
+
+
+async def test_an_abort_of_a_job_that_is_still_to_be_sent_is_kept(hands: Hands) -> None:
+    await hands.enqueue(Play(text="first"), key="k")
+    await hands.redis.zadd("arq:abort", {ID: (await hands.rows())[0].enqueued_ms})
+    await hands.relay.drain()
+    [claim] = await hands.take()
+    assert claim.aborted
+    await hands.finish(claim)
