@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from tests.cli.app import GATE, Count, Fail, Greet, Later, Ping, Wait, app
 from tests.conftest import StartWorker
 from tests.support.waiting import wait_until
+from worker import wire
 from worker.availability import Availability
 from worker.cancel import Asked, cancel
 from worker.database import create_engine
@@ -158,6 +159,24 @@ async def test_an_unreadable_message_is_replayed_as_it_is(engine: AsyncEngine) -
     assert isinstance(await deliver(engine, "pickled", row.message), Dead)
     assert await outbox(engine) == []
     assert await status(engine, "pickled") == ["dead"]
+
+
+async def test_a_message_that_a_later_version_can_read_runs_when_it_is_replayed(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = encode(Message("tests.greet", b'{"name":"Ada"}', 5))
+    with monkeypatch.context() as earlier:
+        earlier.setattr(wire, "MAX_MESSAGE_BYTES", 10)
+        assert isinstance(await deliver(engine, "greeted", message), Dead)
+    await replay(engine, "greeted")
+    [row] = await outbox(engine)
+    assert (row.enqueued_ms, row.name) == (5, "tests.greet")
+    assert await work(engine) == [Completed({"greeting": "hello Ada"})]
+    assert await outbox(engine) == []
+    runs = await rows(engine, "select enqueued_ms, status, message from worker.run order by enqueued_ms")
+    assert [(run.enqueued_ms > 0, run.status) for run in runs] == [(False, "discarded"), (True, "completed")]
+    assert bytes(runs[0].message) == message
+    assert await deliver(engine, "greeted", message) == Duplicate({"greeting": "hello Ada"})
 
 
 async def test_replay_all_takes_every_dead_job_that_nothing_newer_replaces(engine: AsyncEngine) -> None:

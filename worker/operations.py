@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.limits import Rate
 from worker.overview import newest
-from worker.wire import restamp
+from worker.wire import UNREADABLE_NAME, Message, decode, restamp
 
 BATCH = 100
 """Runs a transaction; each brings its message, up to 1 MiB."""
@@ -96,6 +96,10 @@ with ended as (
 insert into worker.outbox (id, enqueued_ms, name, queue, message, due_at)
 select id, :ms, :name, :queue, message, coalesce(cast(:due_at as timestamptz), now()) from again
 """)
+# Unreadable when it died, and read by now: it runs under the identity that its message tells.
+_GIVE_WAY = text("""
+update worker.run set status = 'discarded', finished_at = clock_timestamp() where id = :id and enqueued_ms = :died_as
+""")
 _DISCARD = text("""
 update worker.run set status = 'discarded', finished_at = clock_timestamp()
 where enqueued_ms = :ms and (id = :id or parent_id = :id) and status = 'dead'
@@ -163,18 +167,27 @@ async def _dead(connection: AsyncConnection, job_id: str) -> Row[Any]:
 
 async def _replay(connection: AsyncConnection, runs: Sequence[Row[Any]], dues: Sequence[datetime | None]) -> None:
     """`dues`: when each may run; None: at once."""
-    rows = [
-        {
-            "id": run.id,
-            "ms": run.enqueued_ms,
-            "name": run.name,
-            "queue": run.queue,
-            "message": restamp(run.message, enqueued_ms=run.enqueued_ms),
-            "due_at": due,
-        }
-        for run, due in zip(runs, dues, strict=True)
-    ]
+    rows = [_row(run, due) for run, due in zip(runs, dues, strict=True)]
     await connection.execute(_SEND_AGAIN, rows)
-    for row in rows:
+    again = [row for row in rows if row["ms"] == row["died_as"]]
+    for row in again:
         await connection.execute(_SEND_PARTS_AGAIN, row)
-    await connection.execute(_WAIT_AGAIN, [{key: row[key] for key in ("id", "ms", "due_at")} for row in rows])
+    if again:
+        await connection.execute(_WAIT_AGAIN, [{key: row[key] for key in ("id", "ms", "due_at")} for row in again])
+    for row in (row for row in rows if row["ms"] != row["died_as"]):
+        await connection.execute(_GIVE_WAY, {"id": row["id"], "died_as": row["died_as"]})
+
+
+def _row(run: Row[Any], due: datetime | None) -> dict[str, Any]:
+    message, name, enqueued_ms = decode(run.message), run.name, run.enqueued_ms
+    if name == UNREADABLE_NAME and isinstance(message, Message):
+        name, enqueued_ms = message.name, message.enqueued_ms
+    return {
+        "id": run.id,
+        "ms": enqueued_ms,
+        "died_as": run.enqueued_ms,
+        "name": name,
+        "queue": run.queue,
+        "message": restamp(run.message, enqueued_ms=enqueued_ms),
+        "due_at": due,
+    }
