@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker.database import Driver, RuntimePool
+from worker.database import DirectConnection, Driver, RuntimePool
 from worker.guard import GUARD, Guard
 from worker.handler import Isolation
 from worker.shield import to_its_end
@@ -80,6 +80,20 @@ async def begin(connection: AsyncConnection, isolation: Isolation) -> Driver:
         raise
     adapter._transaction = transaction  # noqa: SLF001 - see above
     return driver
+
+
+async def begin_with(connection: AsyncConnection, isolation: Isolation, query: str, *args: Any) -> Any:
+    """Begin as `begin` does, and return the first row of the statement that the transaction begins with, if any.
+
+    Both go to the server at once, where nothing stands between. Where the statement raises, the transaction is open.
+    """
+    driver: Any = driver_of(connection)
+    if type(driver) is not DirectConnection:  # asyncpg lets isinstance say yes to any of its connections
+        await begin(connection, isolation)
+        return await driver.fetchrow(query, *args)
+    driver.hold_back_begin()
+    await begin(connection, isolation)
+    return await driver.first(query, *args)
 
 
 async def commit(connection: AsyncConnection) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
+from asyncpg.prepared_stmt import PreparedStatement
 from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
@@ -16,6 +17,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from worker.guard import Guard, GuardedSession, watch
 from worker.hosts import certificates_fault, each_host, names_attributes
+from worker.pipelining import going_ahead
 from worker.settings import SettingsError
 
 Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -84,6 +86,48 @@ class ReadingConnection(asyncpg.Connection):
         return tag
 
 
+class DirectConnection(ReadingConnection):
+    """A connection to the server itself. A BEGIN may wait here for the statement that follows, to be sent with it.
+
+    A round trip costs a worker and its server more than all else that is done to begin a transaction.
+    """
+
+    _first: "PreparedStatement[asyncpg.Record] | None" = None
+    """What transactions begin with, once there was one."""
+    _held_back: str | None = None
+    """The BEGIN, when it has come; empty: it comes next."""
+
+    def hold_back_begin(self) -> None:
+        """The next BEGIN isn't sent until `first` is called.
+
+        The first of a connection isn't held back: asyncpg leaves a transaction open behind what it prepares in none.
+        """
+        if self._first is not None:
+            self._held_back = ""
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        """As its parent's, but for a BEGIN that is held back."""
+        if self._held_back is None:
+            return await super().execute(query, *args, timeout=timeout)
+        self._held_back = query
+        return "BEGIN"
+
+    async def first(self, query: str, *args: Any) -> asyncpg.Record | None:
+        """The first row of a statement, always the same, with which a BEGIN that was held back is sent.
+
+        Whatever is raised, a rollback is due.
+        """
+        if self._held_back:
+            _transport_of(self).write(going_ahead(self._held_back))
+            self._held_back = None
+        try:
+            statement = self._first = self._first or await self.prepare(query)
+            return await statement.fetchrow(*args)
+        except BaseException:
+            self._first = None  # a migration may have changed what it was planned for
+            raise
+
+
 class BouncedConnection(ReadingConnection):
     """A connection through PgBouncer, which has another server behind it in each transaction (docs/adr/0023)."""
 
@@ -149,7 +193,7 @@ async def _connect(host: str, application: str, timeout_s: float, *, pgbouncer: 
     settings = {} if pgbouncer else SERVER_SETTINGS
     connection = await asyncpg.connect(
         host,
-        connection_class=BouncedConnection if pgbouncer else ReadingConnection,
+        connection_class=BouncedConnection if pgbouncer else DirectConnection,
         timeout=timeout_s,
         statement_cache_size=0 if pgbouncer else 100,
         target_session_attrs=None if pgbouncer or names_attributes(host) else SessionAttribute.primary,
@@ -160,9 +204,8 @@ async def _connect(host: str, application: str, timeout_s: float, *, pgbouncer: 
 
 
 def _keep_alive(connection: Driver) -> None:
-    """Let the kernel find out that the server's host is gone. asyncpg has no public way to its socket."""
-    transport: asyncio.Transport = connection._transport  # type: ignore[attr-defined]  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
-    sock: socket.socket = transport.get_extra_info("socket")
+    """Let the kernel find out that the server's host is gone."""
+    sock: socket.socket = _transport_of(connection).get_extra_info("socket")
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -170,6 +213,12 @@ def _keep_alive(connection: Driver) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, KEEPALIVE_S * 1000)
+
+
+def _transport_of(connection: Any) -> asyncio.Transport:
+    """asyncpg has no public way to it."""
+    transport: asyncio.Transport = connection._transport  # noqa: SLF001
+    return transport
 
 
 def application_name(pid: int, application: str = APPLICATION) -> str:

@@ -6,12 +6,12 @@ itself: through SQLAlchemy they took a fifth of an order job's time.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import JsonValue
 from sqlalchemy import Connection, text
@@ -26,6 +26,10 @@ Status = Literal["waiting", "retrying", "snoozed", "yielded", "completed", "dead
 PRECISION_S = 0.05
 """A run that was marked done when it began says so of this time; one that takes longer is marked again at its end."""
 FINAL = frozenset({"completed", "dead", "cancelled", "discarded"})
+
+
+Ask: TypeAlias = Callable[..., Awaitable[Any]]
+"""Given a statement and its arguments, its first row, or None: the driver's `fetchrow`."""
 
 
 @dataclass(slots=True)
@@ -170,13 +174,14 @@ select exists (select from worker.outbox where id = :id)
 """)
 
 
-async def begin(driver: Driver, run: Identity, limits: Limits, *, marks: bool) -> Begun | Ended | NotDue:
+async def begin(ask: Ask, run: Identity, limits: Limits, *, marks: bool) -> Begun | Ended | NotDue:
     """Insert or lock the run, and set the transaction's limits. `marks`: a new run is marked done at once.
 
-    Raises asyncpg's error with SQLSTATE 55P03 where another transaction holds the run for longer than the lock timeout.
+    `ask` may begin the transaction, too. Raises asyncpg's error with SQLSTATE 55P03 where another transaction holds the
+    run for longer than the lock timeout.
     """
     given = (run.job_id, run.enqueued_ms, run.name, run.queue, run.from_outbox, *milliseconds(limits).values(), marks)
-    row = await driver.fetchrow(_BEGIN, *given)
+    row = await ask(_BEGIN, *given)
     if row is None:
         return Ended(None)
     # Positions, which asyncpg's records give faster than names.

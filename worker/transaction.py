@@ -15,7 +15,7 @@ from worker import partitions, progress
 from worker import run as ledger
 from worker.call import Work, call
 from worker.chunk import Step
-from worker.connection import begin, commit, connected
+from worker.connection import begin, begin_with, commit, connected, driver_of
 from worker.database import Driver, create_sessions
 from worker.errors import Permanent, SwallowedError, TransactionEnded
 from worker.faults import LOCK_NOT_AVAILABLE, fate_of, in_ledger, sqlstate
@@ -46,9 +46,10 @@ class Transactor:
         """
         guard = Guard()
         async with connected(self._engine, guard) as connection:
-            driver, begun = await self._begin(connection, work)
+            begun = await self._begin(connection, work)
             if isinstance(begun, ledger.NotDue):
                 return begun
+            driver = driver_of(connection)
             if isinstance(begun, ledger.Ended):
                 with in_ledger():
                     await ledger.take_row(connection, work.run)
@@ -89,24 +90,22 @@ class Transactor:
         with in_ledger():
             return await _mark(connection, driver, work, begun, returned, took=took)
 
-    async def _begin(
-        self, connection: AsyncConnection, work: Work
-    ) -> tuple[Driver, ledger.Begun | ledger.Ended | ledger.NotDue]:
+    async def _begin(self, connection: AsyncConnection, work: Work) -> ledger.Begun | ledger.Ended | ledger.NotDue:
+        isolation = work.handler.isolation
         with in_ledger():
-            driver = await begin(connection, work.handler.isolation)
             # A chunk mostly isn't the last, and a job's outbox row may still be its relay's for a moment.
             marks = not isinstance(work.handler, ChunkedHandler) and not work.run.from_outbox
             begin_run = partial(ledger.begin, run=work.run, limits=work.limits, marks=marks)
             try:
-                return driver, await begin_run(driver)
+                return await begin_run(partial(begin_with, connection, isolation))
             except asyncpg.PostgresError as error:
                 if sqlstate(error) != LOCK_NOT_AVAILABLE or not await work.delivery.hold.is_ours():
                     raise
             # The lease is ours, so whoever holds the lock has lost it: a zombie.
             await connection.rollback()
-            driver = await begin(connection, work.handler.isolation)
+            driver = await begin(connection, isolation)
             async with self._zombies.ended_for(driver):
-                return driver, await begin_run(driver)
+                return await begin_run(driver.fetchrow)
 
 
 async def _mark(
