@@ -9,10 +9,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from worker import run_many as ledger
 from worker.call import Work, call_many
 from worker.connection import begin, commit, connected
-from worker.database import Driver, create_sessions
+from worker.database import Driver
 from worker.errors import SwallowedError, TransactionEnded
 from worker.faults import fate_of, in_ledger
-from worker.guard import GUARD, Guard
+from worker.guard import GUARD, Guard, GuardedSession
+from worker.lazy_session import LazySession
 from worker.outcome import Completed
 from worker.run import Begun, Ended, NotDue, is_marked
 from worker.shield import to_its_end
@@ -28,7 +29,6 @@ class BatchTransactor:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._sessions = create_sessions()
 
     async def carry_out(self, works: Sequence[Work], on_begun: Callable[[], None]) -> list[Share]:
         """One transaction for all, which have one handler; nothing of it stays unless it commits.
@@ -65,7 +65,7 @@ class BatchTransactor:
         self, connection: AsyncConnection, driver: Driver, works: Sequence[Work], begun: Sequence[Begun], guard: Guard
     ) -> list[str]:
         """What comes between begin and commit. Returns the results as JSON."""
-        session = self._sessions(bind=connection, info={GUARD: guard})
+        session = LazySession(GuardedSession, bind=connection, info={GUARD: guard})
         returned = await call_many(works, begun, session, guard)
         if connection.invalidated or not connection.in_transaction():
             raise SwallowedError

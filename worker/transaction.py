@@ -16,11 +16,12 @@ from worker import run as ledger
 from worker.call import Work, call
 from worker.chunk import Step
 from worker.connection import begin, begin_with, commit, connected, driver_of
-from worker.database import Driver, create_sessions
+from worker.database import Driver
 from worker.errors import Permanent, SwallowedError, TransactionEnded
 from worker.faults import LOCK_NOT_AVAILABLE, fate_of, in_ledger, sqlstate
-from worker.guard import GUARD, Guard
+from worker.guard import GUARD, Guard, GuardedSession
 from worker.handler import ChunkedHandler
+from worker.lazy_session import LazySession
 from worker.outcome import Completed, Released, Yielded
 from worker.partitions import Split
 from worker.shield import to_its_end
@@ -34,7 +35,6 @@ class Transactor:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._sessions = create_sessions()
         self._zombies = Zombies(engine)
 
     async def carry_out(
@@ -79,7 +79,7 @@ class Transactor:
             with in_ledger():
                 result = await partitions.summed_up(connection, work.run, begun.progress.partitions)
                 return await _complete(driver, work, begun, as_jsonb(result, "result"))
-        session = self._sessions(bind=connection, info={GUARD: guard})
+        session = LazySession(GuardedSession, bind=connection, info={GUARD: guard})
         started = time.monotonic()
         returned = await call(work, begun, session, guard)
         took = timedelta(seconds=time.monotonic() - started)

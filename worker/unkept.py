@@ -3,21 +3,21 @@
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic_core import from_json
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session, SessionTransaction
 
 from worker import run as ledger
 from worker.call import Work, call
 from worker.connection import put_on
-from worker.database import SESSION_OPTIONS
 from worker.faults import fate_of, in_ledger
 from worker.guard import GUARD, Guard, GuardedSession
 from worker.handler import Isolation
+from worker.lazy_session import LazySession
 from worker.outcome import Completed
 from worker.shield import to_its_end
 from worker.stored import as_jsonb
@@ -38,25 +38,6 @@ def _limit(session: Session, _transaction: SessionTransaction, connection: Conne
     ledger.limit(connection, work.limits)
 
 
-class LazySession(AsyncSession):
-    """A session that is made when it is first used: to make one takes 6 us, and a job that needs none 20 in all."""
-
-    def __init__(self, bind: AsyncEngine, work: Work, guard: Guard) -> None:
-        self._given = {"bind": bind, "info": {GUARD: guard, WORK: work}}
-
-    def __getattr__(self, name: str) -> Any:
-        """Called where an attribute is missing, so the first time that anything of the session is asked for."""
-        given = self.__dict__.pop("_given", None)
-        if given is None:
-            raise AttributeError(name)
-        super().__init__(sync_session_class=UnkeptSession, **SESSION_OPTIONS, **given)
-        return getattr(self, name)
-
-    def in_transaction(self) -> bool:
-        """No, while it was never used."""
-        return "_given" not in self.__dict__ and super().in_transaction()
-
-
 class UnkeptTransactor:
     """Carries out the transactions of handlers with once=False."""
 
@@ -74,7 +55,7 @@ class UnkeptTransactor:
         begun = ledger.Begun(failures, datetime.now(UTC), transaction="")
         on_begun(begun.seen)
         engine = self._engines[work.handler.isolation]
-        session = LazySession(engine, work, guard)
+        session = LazySession(UnkeptSession, bind=engine, info={GUARD: guard, WORK: work})
         try:
             result = as_jsonb(await call(work, begun, session, guard), "result")
             if session.in_transaction():
