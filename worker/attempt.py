@@ -188,8 +188,10 @@ class Attempt:
         return await to_its_end(self._crew.setbacks.record(self._work.run, self._work.message, seen, decision))
 
     def _settled(self, outcome: Outcome, error: BaseException | None = None) -> Settled:
-        waits = self._work.run.from_outbox or isinstance(outcome, Yielded | Snoozed | Retrying)
+        waits = self._work.run.from_outbox or isinstance(outcome, WAITING)
         return Settled(outcome, error, (self._seen.failures if self._seen else 0) + 1, adopted=waits)
 
 
 ABORTED = cancelled(Cancelled("aborted"))
+WAITING = (Yielded, Snoozed, Retrying)
+"""Outcomes of which the outbox has a row."""

@@ -5,6 +5,7 @@ import json
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar, cast
 
 from pydantic import JsonValue
@@ -43,7 +44,12 @@ class Work:
     def limits(self) -> Limits:
         """What PostgreSQL holds its transactions to."""
         handler = self.handler
-        return Limits(handler.statement_timeout, handler.lock_timeout, handler.timeout + BEYOND)
+        return _limits(handler.statement_timeout, handler.lock_timeout, handler.timeout)
+
+
+@cache
+def _limits(statement: timedelta | None, lock: timedelta | None, timeout: timedelta) -> Limits:
+    return Limits(statement, lock, timeout + BEYOND)
 
 
 async def call(work: Work, begun: Begun, session: AsyncSession, guard: Guard) -> object:

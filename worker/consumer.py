@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property, partial
 from signal import Signals
-from typing import Any
+from typing import Any, assert_never
 from uuid import uuid4
 
 import arq.worker
@@ -261,10 +261,17 @@ class Worker(arq.worker.Worker):
             self._gathering = self.loop.call_later(GATHER_S, self.wake)
 
     def _count(self, report: Report) -> None:
-        outcome = report.outcome
-        self.jobs_complete += isinstance(outcome, Completed | Duplicate)
-        self.jobs_failed += isinstance(outcome, Dead | Cancelled)
-        self.jobs_retried += isinstance(outcome, Retrying | Snoozed | Yielded)
+        match report.outcome:
+            case Completed() | Duplicate():
+                self.jobs_complete += 1
+            case Dead() | Cancelled():
+                self.jobs_failed += 1
+            case Retrying() | Snoozed() | Yielded():
+                self.jobs_retried += 1
+            case Released():
+                pass
+            case _:
+                assert_never(report.outcome)
 
     def _told(self, report: Report, claim: Claim) -> None:
         """Redis was told of a job's end."""

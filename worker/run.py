@@ -90,8 +90,7 @@ class NotDue:
     delay: timedelta
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What PostgreSQL holds the attempt's transaction to. None: no limit."""
 
     statement: timedelta | None
@@ -130,8 +129,9 @@ with admitted as (
     on conflict (id, enqueued_ms) do update set name = run.name
     returning status, attempt, result, error, next_at, created_at, $9 and xmax = 0 as is_marked
 )
-select status, attempt, result, error, created_at, next_at - clock_timestamp() as wait, is_marked,
-    pg_current_xact_id()::text as transaction, {set_limits("$6", "$7", "$8")}
+select status, attempt, case when not is_marked then result end, error, created_at,
+    next_at - clock_timestamp() as wait, is_marked, pg_current_xact_id()::text as transaction,
+    {set_limits("$6", "$7", "$8")}
 from locked
 """
 

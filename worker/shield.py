@@ -17,8 +17,10 @@ async def to_its_end(coroutine: Coroutine[Any, Any, T]) -> T:
         # asyncio.wait would do, and take 9 us where this takes 5 (in one run); every commit pays for it.
         ended = loop.create_future()
         task.add_done_callback(partial(_wake, ended))
-        with suppress(asyncio.CancelledError):
+        try:  # noqa: SIM105 - as above
             await ended
+        except asyncio.CancelledError:
+            pass
     return task.result()
 
 
