@@ -4,6 +4,7 @@ Standard output belongs to what a command prints. Lines of structlog and of the 
 """
 
 import asyncio
+import json
 import logging
 import sys
 import traceback
@@ -11,6 +12,7 @@ from functools import partial
 from typing import Any, Protocol, TextIO, cast
 
 import structlog
+from pydantic_core import to_json
 from structlog.contextvars import merge_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -106,7 +108,7 @@ def _finish(settings: LogSettings, *, colors: bool) -> list[Processor]:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             tracebacks,
             _sort,
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(_in_json, separators=(",", ":")),
         ]
     return [
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
@@ -117,6 +119,18 @@ def _finish(settings: LogSettings, *, colors: bool) -> list[Processor]:
             colors=colors, pad_event_to=0, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
         ),
     ]
+
+
+def _in_json(event: EventDict, **options: Any) -> str:
+    """What json.dumps makes of plain values, in a fifth of its time (0.7 against 3.4 us, in one run).
+
+    That writes what isn't ASCII: half a surrogate pair has no UTF-8, and a C1 control character steers a terminal.
+    """
+    try:
+        line = to_json(event, fallback=options["default"])
+    except (ValueError, TypeError):
+        return json.dumps(event, **options)
+    return line.decode() if line.isascii() else json.dumps(event, **options)
 
 
 class Lines:
