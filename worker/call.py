@@ -5,7 +5,7 @@ import json
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar, cast
 
 from pydantic import JsonValue
@@ -19,7 +19,7 @@ from worker.guard import Guard
 from worker.handler import AnyHandler, BatchHandler, ChunkedHandler
 from worker.job import Job
 from worker.partitions import Split
-from worker.run import Begun, Identity, Limits, current_of, running
+from worker.run import Begun, CurrentRun, Identity, Limits, current_of, running
 
 T = TypeVar("T")
 
@@ -57,17 +57,25 @@ async def call(work: Work, begun: Begun, session: AsyncSession, guard: Guard) ->
 
     Raises JobTimeout, SessionMisuse, and whatever the handler raises.
     """
-    current = current_of(work.run, begun)
-    with running((current,) if isinstance(work.handler, BatchHandler) else current):
+    tell = (
+        partial(_currents, (work,), (begun,))
+        if isinstance(work.handler, BatchHandler)
+        else partial(current_of, work.run, begun)
+    )
+    with running(tell):
         return await _within_timeout(work, _run(work, begun, session), session, guard)
 
 
 async def call_many(works: Sequence[Work], begun: Sequence[Begun], session: AsyncSession, guard: Guard) -> list[object]:
     """The results of one call for many jobs of one batch handler, in their order. Raises as `call` does."""
     handler = cast("BatchHandler[Any]", works[0].handler)
-    with running(tuple(current_of(work.run, one) for work, one in zip(works, begun, strict=True))):
+    with running(partial(_currents, works, begun)):
         calling = run_batch(handler, [work.job for work in works], session)
         return await _within_timeout(works[0], calling, session, guard)
+
+
+def _currents(works: Sequence[Work], begun: Sequence[Begun]) -> tuple[CurrentRun, ...]:
+    return tuple(current_of(work.run, one) for work, one in zip(works, begun, strict=True))
 
 
 async def _within_timeout(work: Work, calling: Awaitable[T], session: AsyncSession, guard: Guard) -> T:

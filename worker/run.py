@@ -257,8 +257,11 @@ class CurrentRun:
     queue: str
 
 
-_current: ContextVar[CurrentRun | tuple[CurrentRun, ...]] = ContextVar("current_run")
+Current: TypeAlias = CurrentRun | tuple[CurrentRun, ...]
 """A tuple in a batch handler, even of one."""
+
+_current: ContextVar[Callable[[], Current]] = ContextVar("current_run")
+"""Asked when a handler asks, since most never do."""
 
 
 def current_run() -> CurrentRun:
@@ -278,21 +281,22 @@ def current_runs() -> tuple[CurrentRun, ...]:
     return current if isinstance(current, tuple) else (current,)
 
 
-def _get(caller: str) -> CurrentRun | tuple[CurrentRun, ...]:
+def _get(caller: str) -> Current:
     try:
-        return _current.get()
+        tell = _current.get()
     except LookupError:
         raise RuntimeError(f"{caller}() was called outside a handler; call it in one, or use worker.testing.") from None
+    return tell()
 
 
 class running:  # noqa: N801 - it is used as a function, and a generator would cost more than what it does
-    """Make a run the current one: a tuple, aligned with the jobs, for a batch handler."""
+    """Make the run that `tell` tells of the current one: a tuple, aligned with the jobs, for a batch handler."""
 
-    def __init__(self, run: CurrentRun | tuple[CurrentRun, ...]) -> None:
-        self._run = run
+    def __init__(self, tell: Callable[[], Current]) -> None:
+        self._tell = tell
 
     def __enter__(self) -> None:
-        self._token = _current.set(self._run)
+        self._token = _current.set(self._tell)
 
     def __exit__(self, *_raised: object) -> None:
         _current.reset(self._token)

@@ -54,7 +54,7 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
     # What a handler keeps for its run (rejected rows) refers to it.
     identity = {"id": run.job_id, "enqueued_ms": run.enqueued_ms, "name": run.name, "queue": run.queue}
     await session.execute(insert(Run).values(**identity, status="waiting", from_outbox=False))
-    with running((run,) if isinstance(handler, BatchHandler) else run):
+    with running(lambda: (run,) if isinstance(handler, BatchHandler) else run):
         if isinstance(handler, BatchHandler):
             [result] = await run_batch(handler, [received], session)
             return json.loads(as_jsonb(result, "result"))
