@@ -106,11 +106,12 @@ class DirectConnection(ReadingConnection):
             self._held_back = ""
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        """As its parent's, but for a BEGIN that is held back."""
-        if self._held_back is None:
-            return await super().execute(query, *args, timeout=timeout)
-        self._held_back = query
-        return "BEGIN"
+        """As its parent's, but for a BEGIN that is held back. Nothing else ever is."""
+        if self._held_back is not None and query.startswith("BEGIN "):
+            self._held_back = query
+            return "BEGIN"
+        self._held_back = None
+        return await super().execute(query, *args, timeout=timeout)
 
     async def first(self, query: str, *args: Any) -> asyncpg.Record | None:
         """The first row of a statement, always the same, with which a BEGIN that was held back is sent.

@@ -44,6 +44,27 @@ async def test_what_the_statement_raises_is_raised_in_a_transaction_that_is_roll
         assert not driver.is_closed()
 
 
+async def test_what_the_driver_raises_before_anything_is_sent_leaves_no_transaction(bench: Bench) -> None:
+    for second in (1, "no number", 1, 1):
+        async with connected(bench.engine, Guard()) as connection:
+            if second == 1:
+                assert tuple(await begin_with(connection, "READ COMMITTED", LEVEL, 4, second))[1] == 4
+                await commit(connection)
+            else:
+                with pytest.raises(asyncpg.DataError):
+                    await begin_with(connection, "READ COMMITTED", LEVEL, 4, second)
+
+
+async def test_a_begin_that_nothing_followed_holds_nothing_else_back(bench: Bench) -> None:
+    async with connected(bench.engine, Guard()) as connection:
+        await begin_with(connection, "READ COMMITTED", LEVEL, 1, 1)
+        await commit(connection)
+        driver: Any = driver_of(connection)
+        driver.hold_back_begin()
+        await driver.execute("create temp table held (n int)")
+        assert await driver.fetchval("select count(*) from held") == 0
+
+
 async def test_what_begin_raises_is_raised_too(bench: Bench) -> None:
     async with connected(bench.engine, Guard()) as connection:
         driver: Any = driver_of(connection)
