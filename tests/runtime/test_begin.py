@@ -305,11 +305,9 @@ async def test_a_direct_job_without_a_result_is_marked_done_by_the_statement_tha
     async def silent(job: Note, session: AsyncSession) -> None:
         await effect(session, job.text)
 
-    await bench.run(NOTING, bench.direct(Note()))
     delivery = bench.direct(Note(text="a"))
-    sent.clear()
     assert await bench.run(Handler(Note, silent), delivery) == Completed(None)
-    assert len(sent) == 2
+    assert not [statement for statement in sent if "update worker.run" in statement]
     run = await bench.run_of(delivery)
     assert (run.status, run.result, run.finished_at >= run.created_at) == ("completed", None, True)
 
