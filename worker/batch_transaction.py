@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from worker import run_many as ledger
 from worker.call import Work, call_many
 from worker.connection import begin, commit, connected
-from worker.database import Driver
+from worker.driver import Driver
 from worker.errors import SwallowedError, TransactionEnded
 from worker.faults import fate_of, in_ledger
 from worker.guard import GUARD, Guard, GuardedSession

@@ -13,9 +13,11 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker.database import DirectConnection, Driver, RuntimePool
+from worker.database import RuntimePool
+from worker.driver import Driver
 from worker.guard import GUARD, Guard
 from worker.handler import Isolation
+from worker.pipelining import DirectConnection
 from worker.shield import to_its_end
 
 

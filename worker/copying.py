@@ -7,7 +7,7 @@ from sqlalchemy import Column, Dialect, Table, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 
-from worker.database import Driver
+from worker.driver import Driver
 from worker.guard import GUARD, Guard
 
 Target: TypeAlias = Table | type[DeclarativeBase]

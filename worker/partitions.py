@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.chunk import Step
-from worker.database import Driver
+from worker.driver import Driver
 from worker.errors import Permanent, TransactionEnded
 from worker.handler import ChunkedHandler
 from worker.outcome import Yielded

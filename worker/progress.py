@@ -7,7 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.chunk import Step
-from worker.database import Driver
+from worker.driver import Driver
 from worker.errors import TransactionEnded
 from worker.handler import ChunkedHandler
 from worker.pace import Pace, Progress, asked_size, resumed_size

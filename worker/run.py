@@ -17,7 +17,7 @@ from pydantic import JsonValue
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.database import Driver
+from worker.driver import Driver
 from worker.errors import TransactionEnded
 from worker.pace import Progress
 from worker.wire import restamp

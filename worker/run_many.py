@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 
-from worker.database import Driver
+from worker.driver import Driver
 from worker.errors import TransactionEnded
 from worker.run import FINAL, Begun, Ended, Identity, Limits, NotDue, milliseconds, set_limits
 

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.connection import driver_of
-from worker.database import Driver
+from worker.driver import Driver
 from worker.errors import JobTimeout
 from worker.run import Identity
 

@@ -16,7 +16,7 @@ from worker import run as ledger
 from worker.call import Work, call
 from worker.chunk import Step
 from worker.connection import begin, begin_with, commit, connected, driver_of
-from worker.database import Driver
+from worker.driver import Driver
 from worker.errors import Permanent, SwallowedError, TransactionEnded
 from worker.faults import LOCK_NOT_AVAILABLE, fate_of, in_ledger, sqlstate
 from worker.guard import GUARD, Guard, GuardedSession

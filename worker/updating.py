@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import Integer, UserDefinedType
 
 from worker.copying import Target, TargetColumn, Values, adapted, columns_of, driver_in_transaction, table_of
-from worker.database import Driver
+from worker.driver import Driver
 from worker.staging import stage
 
 Columns: TypeAlias = Sequence[Column[Any]]

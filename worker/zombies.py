@@ -8,7 +8,8 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker.database import APPLICATION, LOCK_TIMEOUT_MS, Driver
+from worker.database import APPLICATION
+from worker.driver import LOCK_TIMEOUT_MS, Driver
 from worker.shield import is_cancelled, to_its_end
 
 LOOK_EVERY_S = 0.1

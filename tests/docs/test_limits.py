@@ -8,7 +8,7 @@ import pytest
 
 from tests.docs.blocks import ROOT
 from worker.attempt import IMMEDIATE_RETRIES
-from worker.database import LOCK_TIMEOUT_MS
+from worker.driver import LOCK_TIMEOUT_MS
 from worker.handler import MAX_PARTITIONS, ChunkedHandler, Policy
 from worker.job import MAX_PAYLOAD_BYTES
 from worker.outbox import MAX_KEY_BYTES

@@ -30,6 +30,7 @@ from worker import (
 from worker.broker import connect_broker
 from worker.database import create_engine
 from worker.dev import EmbeddedPostgres
+from worker.driver import SERVER_SETTINGS
 from worker.relay import Intervals
 
 SHORT, TEN_MS = 0.01, timedelta(milliseconds=10)
@@ -66,7 +67,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, modules: dict[str, ModuleType]) -> No
         for name in RELEASED:
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, TEN_MS)
-    monkeypatch.setitem(database.SERVER_SETTINGS, "lock_timeout", "100")
+    monkeypatch.setitem(SERVER_SETTINGS, "lock_timeout", "100")
 
     def intervals(**given: timedelta) -> Intervals:
         return Intervals(**{**given, "settle": TEN_MS})

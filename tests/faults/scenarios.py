@@ -17,7 +17,7 @@ from tests.faults.others import ask_plain, by_hand, draining, plain, plain_burst
 from tests.faults.stage import Asked, Running, Stage, app_worker
 from worker.app import App
 from worker.chunk import Chunk, Step
-from worker.database import Driver
+from worker.driver import Driver
 from worker.errors import Cancel, Snooze
 from worker.handler import BatchHandler, ChunkedHandler, Handler
 from worker.job import Job

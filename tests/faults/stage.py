@@ -17,7 +17,8 @@ from tests.faults.points import VICTIM, Strike, Victim
 from worker import runtime
 from worker.app import App
 from worker.broker import connect_broker
-from worker.database import Driver, connect, create_engine
+from worker.database import connect, create_engine
+from worker.driver import Driver
 from worker.lease import Leases
 from worker.reporting.observer import Observers
 from worker.settings import load_settings

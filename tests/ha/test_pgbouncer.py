@@ -14,8 +14,9 @@ from tests.conftest import StartWorker
 from tests.ha.app import TABLES
 from tests.ha.load import ENV, load_on
 from tests.support.pgbouncer import PgBouncer, needs_pgbouncer
-from worker.database import SERVER_SETTINGS, connect, create_engine
+from worker.database import connect, create_engine
 from worker.dev import EmbeddedPostgres
+from worker.driver import SERVER_SETTINGS
 from worker.faults import LOCK_NOT_AVAILABLE, sqlstate
 from worker.settings import SettingsError, load_settings
 

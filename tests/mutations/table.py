@@ -43,7 +43,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the reading of COMMIT's answer",
-        "worker/database.py",
+        "worker/driver.py",
         (('if query == "COMMIT;" and tag == "ROLLBACK":', 'if query == "" and tag == "ROLLBACK":'),),
         ("tests/runtime/test_unkept.py::test_a_swallowed_database_error_is_read_from_the_answer_to_commit",),
     ),

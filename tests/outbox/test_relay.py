@@ -21,6 +21,7 @@ from worker.availability import Availability
 from worker.broker import connect_broker
 from worker.database import connect
 from worker.dev import EmbeddedPostgres, EmbeddedValkey
+from worker.driver import SERVER_SETTINGS
 from worker.epoch import current_epoch
 from worker.outbox import enqueue_many
 from worker.outcome import Completed, Dead, Duplicate, Retrying, Snoozed, Yielded
@@ -565,7 +566,7 @@ async def test_a_relay_that_waits_in_vain_for_its_turn_has_marked_nothing_and_ne
     hands: Hands, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await hands.enqueue(Play(), key="k")
-    monkeypatch.setitem(database.SERVER_SETTINGS, "lock_timeout", "50")
+    monkeypatch.setitem(SERVER_SETTINGS, "lock_timeout", "50")
     hasty = database.create_engine(database_url, pool_size=3)
     relay = Relay(hasty, hands.redis, Availability(hasty), Observers(), pushed=lambda: None)
     relay._sweep._is_wanted = False

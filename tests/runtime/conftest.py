@@ -7,9 +7,10 @@ import pytest
 
 from tests.runtime.bench import TABLES, Bench
 from tests.runtime.postgres_proxy import PostgresProxy
-from worker import database, zombies
+from worker import zombies
 from worker.database import create_engine
 from worker.dev import EmbeddedPostgres
+from worker.driver import SERVER_SETTINGS
 
 
 @pytest.fixture(scope="session")
@@ -76,5 +77,5 @@ async def far(proxy: PostgresProxy) -> AsyncIterator[Bench]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the ledger wait 0.1 s for a run's lock, not 2 s: what happens is the same, sooner."""
-    monkeypatch.setitem(database.SERVER_SETTINGS, "lock_timeout", "100")
+    monkeypatch.setitem(SERVER_SETTINGS, "lock_timeout", "100")
     monkeypatch.setattr(zombies, "LOCK_TIMEOUT_MS", 100)

@@ -14,11 +14,11 @@ from tests.runtime.bench import Bench, Count, Grip, Note, effect
 from tests.support.waiting import wait_until
 from worker import run as ledger
 from worker.chunk import Chunk, Step
-from worker.database import DirectConnection
 from worker.delivery import Delivery
 from worker.errors import Cancel, Permanent
 from worker.handler import ChunkedHandler, Handler
 from worker.outcome import Completed, Duplicate, Released, Retrying
+from worker.pipelining import DirectConnection
 from worker.retry import RetryPolicy
 from worker.run import current_run
 

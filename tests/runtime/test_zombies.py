@@ -12,8 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from tests.runtime.bench import Bench, Grip, Note, effect
-from worker import database
 from worker.database import create_engine
+from worker.driver import SERVER_SETTINGS
 from worker.handler import Handler
 from worker.outcome import Completed, Duplicate, Released
 from worker.zombies import Zombies
@@ -81,7 +81,7 @@ async def test_a_workers_transaction_that_began_since_we_waited_is_not_ended(
     bench: Bench, other: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another worker's that was quicker, or the woken zombie's next: by its begin it can't be the one that we met."""
-    monkeypatch.setitem(database.SERVER_SETTINGS, "lock_timeout", "300")
+    monkeypatch.setitem(SERVER_SETTINGS, "lock_timeout", "300")
     delivery = await bench.enqueued(Note())
     async with other.engine.connect() as living:
         await living.execute(LOCK_IT)
