@@ -11,6 +11,7 @@ from typing import Protocol
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
@@ -20,6 +21,12 @@ from worker.dev import EmbeddedPostgres, EmbeddedValkey
 from worker.migrate import migrate
 
 JOBS_MIGRATIONS = Path(__file__).parents[1] / "jobs" / "migrations" / "versions"
+
+
+def pytest_configure() -> None:
+    """No test asserts a time, hypothesis's 200 ms for an example neither: machines are shared."""
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
 
 
 class StartWorker(Protocol):
