@@ -1,13 +1,17 @@
-"""What came of deliveries, gathered for a moment and told to Redis in one go, by the holders of the tokens only."""
+"""What came of deliveries, gathered for a moment and told to Redis in one go, by the holders of the tokens only.
+
+A busy worker claims time and again, and what has ended goes along: one round trip instead of two.
+"""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from redis.exceptions import RedisError
 
-from worker.claim import Claim, Claims, Finish, PutBack
+from worker.claim import AT_ONCE, Along, Claim, Claims, Finish, PutBack
 from worker.delivery import Report
 from worker.lease import Leases
 from worker.settle import ending
@@ -16,6 +20,7 @@ GATHER_S = 0.01
 """While other jobs run. A job's slot is free at once, and its lease lasts much longer than this."""
 
 Ended = tuple[Claim, Report]
+Told = tuple[Claim, Report, Finish | PutBack]
 
 
 class Acknowledgements:
@@ -46,6 +51,9 @@ class Acknowledgements:
         self._told = told
         self._ended: list[Ended] = []
         self._sending: asyncio.Task[None] | None = None
+        self._landed = asyncio.Event()
+        """Whether no claim has some of them with it."""
+        self._landed.set()
         self._log = structlog.get_logger("worker.consumer")
 
     def is_pending(self) -> bool:
@@ -55,19 +63,32 @@ class Acknowledgements:
     def add(self, claim: Claim, report: Report) -> None:
         """A job has ended. Its lease isn't renewed any more."""
         self._ended.append((self._leases.drop(claim), report))
-        if self._sending is None:
-            self._sending = asyncio.create_task(self._send_all(), name="acknowledgements")
+        self._go_on()
+
+    def hand_over(self) -> Along | None:
+        """What is to be told now, for a claim that goes to Redis anyway. None: nothing."""
+        if not self._ended or self._leases.are_being_renewed():
+            return None
+        ended, self._ended = self._ended[:AT_ONCE], self._ended[AT_ONCE:]
+        told = list(self._in_words(ended))
+        self._landed.clear()
+        return Along([words for _, _, words in told], partial(self._have_gone, told))
 
     async def all_sent(self) -> None:
         """Wait until there is nothing to tell."""
         while self._sending is not None:
             await asyncio.wait((self._sending,))
 
+    def _go_on(self) -> None:
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send_all(), name="acknowledgements")
+
     async def _send_all(self) -> None:
         try:
-            while self._ended:
+            while self._ended or not self._landed.is_set():
                 if self._is_busy():
                     await asyncio.sleep(GATHER_S)
+                await self._landed.wait()
                 ended, self._ended = self._ended, []
                 try:
                     await self._send(ended)
@@ -77,22 +98,41 @@ class Acknowledgements:
             self._sending = None
 
     async def _send(self, ended: Sequence[Ended]) -> None:
+        if not ended:
+            return
         await self._leases.renewed()
         told = list(self._in_words(ended))
         try:
             settled = await self._claims.settle([words for _, _, words in told])
         except (RedisError, OSError) as error:
-            hint = "they are delivered again; what was done is a duplicate then"
-            ids = [claim.job_id for claim, _, _ in told]
-            self._log.warning("not_acknowledged", job_ids=ids, reason=type(error).__name__, hint=hint)
-            return
+            self._say_not_told(told, error)
+        else:
+            self._say_told(told, settled)
+
+    def _have_gone(self, told: Sequence[Told], settled: list[bool] | BaseException) -> None:
+        """What came of those that went with a claim."""
+        self._landed.set()
+        if isinstance(settled, asyncio.CancelledError):  # the worker stops, and they may not have left
+            self._ended += [(claim, report) for claim, report, _ in told]
+            self._go_on()
+        elif isinstance(settled, BaseException):
+            self._say_not_told(told, settled)
+        else:
+            self._say_told(told, settled)
+
+    def _say_not_told(self, told: Sequence[Told], error: BaseException) -> None:
+        hint = "they are delivered again; what was done is a duplicate then"
+        ids = [claim.job_id for claim, _, _ in told]
+        self._log.warning("not_acknowledged", job_ids=ids, reason=type(error).__name__, hint=hint)
+
+    def _say_told(self, told: Sequence[Told], settled: Sequence[bool]) -> None:
         for (claim, report, _), is_settled in zip(told, settled, strict=True):
             self._told(report, claim)
             if not is_settled:
                 outcome = type(report.outcome).__name__.lower()
                 self._log.warning("lease_was_lost", job_id=claim.job_id, outcome=outcome)
 
-    def _in_words(self, ended: Sequence[Ended]) -> Iterator[tuple[Claim, Report, Finish | PutBack]]:
+    def _in_words(self, ended: Sequence[Ended]) -> Iterator[Told]:
         """Each with what to tell of it. One that can't be put into words is left out, and so to its lease."""
         for claim, report in ended:
             try:

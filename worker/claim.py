@@ -6,7 +6,7 @@ The scripts build key names from ids, which a single Redis allows and Redis Clus
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain, repeat
@@ -14,7 +14,9 @@ from math import inf, isfinite
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
+from worker import scripts
 from worker.claim_script import CLAIM, PAGE, PAGES, STEP
 from worker.limits import Limits
 from worker.settle_script import SETTLE
@@ -61,7 +63,7 @@ class Claim:
         return hashlib.sha1(self.message or b"", usedforsecurity=False).hexdigest().encode()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Finish:
     """Take the job out of Redis and keep its result for so long; 0: keep none; FOREVER."""
 
@@ -72,7 +74,7 @@ class Finish:
     """How long the id stays in progress nevertheless."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PutBack:
     """Offer the job again after `delay`; zero: behind all that is due. None: at its old place."""
 
@@ -86,6 +88,23 @@ class PutBack:
     """As Finish's."""
     cleared: bool = False
     """Whether a suspect is none any more. Else whoever takes it next is told that it is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """What goes to Redis with a claim, instead of by itself."""
+
+    endings: Sequence[Finish | PutBack]
+    """At most AT_ONCE."""
+    told: Callable[[list[bool] | BaseException], None]
+    """Called once, with what `settle` would return or raise."""
+
+
+def _nothing() -> Along | None:
+    return None
+
+
+_CLAIM, _SETTLE = scripts.Script(CLAIM), scripts.Script(SETTLE)
 
 
 class Claims:
@@ -110,9 +129,9 @@ class Claims:
         """When what is parked may start, as far as the last claim could tell."""
         self.has_more = False
         """Whether the last claim stopped before the end of what is due: it was full, or its messages were large."""
+        self.are_aborts = True
+        """Whether some job's abort may have been asked for, as the last claim saw it."""
         self._clock: Clock | None = None
-        self._claim: Any = redis.register_script(CLAIM)
-        self._settle: Any = redis.register_script(SETTLE)
 
     async def look(self, queues: Sequence[str]) -> float | None:
         """Milliseconds until the earliest job of `queues` may start, at most 0 where one may; None: none is known of.
@@ -140,11 +159,15 @@ class Claims:
             heads: list[list[tuple[bytes, float]]] = await pipe.execute()
         self._heads |= {queue: head[0][1] if head else NEVER for queue, head in zip(queues, heads, strict=True)}
 
-    async def take(self, queues: Sequence[str], want: int, token: str) -> list[Claim]:
+    async def take(
+        self, queues: Sequence[str], want: int, token: str, along: Callable[[], Along | None] = _nothing
+    ) -> list[Claim]:
         """Up to `want` due jobs, oldest first: all of the first queue, then of the second, and so on.
 
         Where that leaves slots free, the queues are marked as idle, and who adds to them tells CHANNEL. Queues that are
         paused are left out, and so are jobs whose name is paused or at its limit.
+
+        `along`: asked for what is settled first, in the same round trip.
         """
         queues = self._limits.open(queues)
         if want <= 0 or not queues:
@@ -153,14 +176,15 @@ class Claims:
         parked = 1
         claims: list[Claim] = []
         while parked and not claims:  # behind what it parked there may be more
-            parked, claims = await self._take(queues, want, token)
+            parked, claims = await self._take(queues, want, token, along())
         return claims
 
-    async def _take(self, queues: Sequence[str], want: int, token: str) -> tuple[int, list[Claim]]:
+    async def _take(self, queues: Sequence[str], want: int, token: str, along: Along | None) -> tuple[int, list[Claim]]:
         args = [want, self._lease_ms, token, MAX_MESSAGE_BYTES, PAGE, PAGES, STEP, self._idle_ms]
         behind = [self._passed.get(queue, 0) for queue in queues]
-        told: Any = await self._claim(keys=queues, args=[*args, *behind, *self._limits.arguments()])
-        now, parked, full, self._reopens_ms, passed, counts, *columns = told
+        claim = scripts.Call(_CLAIM, queues, [*args, *behind, *self._limits.arguments()])
+        told: Any = await (scripts.run(self._redis, claim) if along is None else self._with(along, claim))
+        now, parked, full, self._reopens_ms, self.are_aborts, passed, counts, *columns = told
         self._heads = {}
         self._clock = Clock(now, time.monotonic())
         self.has_more = full == 1
@@ -185,6 +209,18 @@ class Claims:
             )
         ]
 
+    async def _with(self, along: Along, claim: scripts.Call) -> Any:
+        """What `claim` answers. Raises as scripts.run does."""
+        try:
+            settled, told = await scripts.run_all(self._redis, _settling(along.endings), claim)
+        except BaseException as error:
+            along.told(error)
+            raise
+        along.told(settled if isinstance(settled, ResponseError) else [done == 1 for done in settled])
+        if isinstance(told, ResponseError):
+            raise told
+        return told
+
     async def is_held(self, claim: Claim) -> bool:
         """Whether the job's in-progress key still carries this claim's token."""
         held: bytes | None = await self._redis.get(IN_PROGRESS_KEY.encode() + claim.raw_id)
@@ -198,7 +234,7 @@ class Claims:
         settled: list[int] = []
         for start in range(0, len(endings), AT_ONCE):
             part = endings[start : start + AT_ONCE]
-            settled += await self._settle(keys=[], args=[value for ending in part for value in _arguments(ending)])
+            settled += await scripts.run(self._redis, _settling(part))
         return [done == 1 for done in settled]
 
 
@@ -217,6 +253,10 @@ class Clock:
     def now_ms(self) -> float:
         """Redis's time, late by the way of the answer."""
         return self.told_ms + self.age_s() * 1000
+
+
+def _settling(endings: Sequence[Finish | PutBack]) -> scripts.Call:
+    return scripts.Call(_SETTLE, (), [value for ending in endings for value in _arguments(ending)])
 
 
 def _arguments(ending: Finish | PutBack) -> tuple[Any, ...]:

@@ -256,8 +256,9 @@ if not full and not more then
         if at then reopens = reopens and math.min(reopens, at) or at end
     end
 end
+local aborts = redis.pcall('ZCARD', 'arq:abort')
 return {
-    now, parked, (full or more) and 1 or 0, reopens, passed, counts,
+    now, parked, (full or more) and 1 or 0, reopens, aborts ~= 0 and 1 or 0, passed, counts,
     ids, scores, messages, failures, aborted, limited, suspects
 }
 """.replace("SUSPECT_WAITS_MS", str(SUSPECT_WAITS_MS))

@@ -121,9 +121,9 @@ class Worker(arq.worker.Worker):
                 if self._away_since is not None:
                     await self.pool.ping()
                     self._say_back(self._away_since)
-                await self._beat()
                 is_last = self._is_idle() and self.burst and not await self._engine.refill()
                 taken = await self._take(in_earnest=is_woken or is_last or self._has_more)
+                await self._beat()
             except Exception as error:  # noqa: BLE001 - the worker goes on
                 self._say_trouble(error)
                 await self._rest(AWAY_DELAY_S)
@@ -177,13 +177,17 @@ class Worker(arq.worker.Worker):
             self._gathering.cancel()
             self._gathering = None
         self._claims_made += 1
-        claims = await self._engine.claims.take(self._engine.draw(), want, f"{self._name}.{self._claims_made}")
+        token, along = f"{self._name}.{self._claims_made}", self._acknowledgements.hand_over
+        claims = await self._engine.claims.take(self._engine.draw(), want, token, along)
         self._has_more = self._engine.claims.has_more
+        if not self._engine.claims.are_aborts:
+            self._next_abort = time.monotonic() + self.poll_delay_s
         # A stranger has no permit of its own: that of its id is the running job's.
         strangers = [claim for claim in claims if not self._start(claim)]
         if self._has_more and claims and self._free() > 0:
             self.wake()
-        await self._engine.claims.settle([PutBack(replace(claim, limited=""), BUSY) for claim in strangers])
+        if strangers:
+            await self._engine.claims.settle([PutBack(replace(claim, limited=""), BUSY) for claim in strangers])
         return len(claims)
 
     def _may_claim(self) -> bool:
@@ -294,8 +298,10 @@ class Worker(arq.worker.Worker):
 
         The word stays until Redis is told of the job's end: whoever takes over from a killed worker needs it, too.
         """
+        if time.monotonic() < self._next_abort:
+            return
         job_ids = [job_id for job_id in self.job_tasks if job_id not in self.aborting_tasks]
-        if not job_ids or time.monotonic() < self._next_abort:
+        if not job_ids:
             return
         self._next_abort = time.monotonic() + self.poll_delay_s
         asked: list[float | None] = await self.pool.zmscore(ABORT_SET, job_ids)

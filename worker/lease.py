@@ -118,6 +118,10 @@ class Leases:
             held = self._held.get(claim.raw_id)
         return held.claim if held else claim
 
+    def are_being_renewed(self) -> bool:
+        """Whether a renewal is under way."""
+        return self._renewing.is_set()
+
     async def renewed(self) -> None:
         """Wait for a renewal that is under way: it would take a settled job's missing key for one that was wiped."""
         while self._renewing.is_set():  # noqa: ASYNC110 - a thread's event, set for a millisecond in five seconds

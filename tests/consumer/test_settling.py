@@ -355,10 +355,10 @@ async def test_a_fault_of_the_look_itself_does_not_end_the_worker(
 ) -> None:
     take, failures = Claims.take, iter([ValueError("a bug")])
 
-    async def broken(self: Claims, queues: Sequence[str], want: int, token: str) -> list[Claim]:
+    async def broken(self: Claims, *given: Any) -> list[Claim]:
         for error in failures:
             raise error
-        return await take(self, queues, want, token)
+        return await take(self, *given)
 
     monkeypatch.setattr(Claims, "take", broken)
     async with work(PING) as worker:

@@ -2,8 +2,8 @@
 
 import asyncio
 import signal
-from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
@@ -140,17 +140,17 @@ async def test_a_chunked_job_yields_between_two_chunks_and_resumes_elsewhere(
 async def test_a_cancellation_that_a_library_swallows_is_sent_again(
     arq: ArqRedis, work: Work, effects: Effects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before Python 3.12 asyncio.wait_for may do so, with which redis-py sends its commands."""
+    """Before Python 3.12 asyncio.wait_for may do so, with which redis-py's own connections send their commands."""
     monkeypatch.setattr(shield, "CANCEL_AGAIN_S", 0.05)
     looking, gate = asyncio.Event(), Gate()
     take = Claims.take
 
-    async def swallow(self: Claims, queues: Sequence[str], want: int, token: str) -> list[Claim]:
+    async def swallow(self: Claims, *given: Any) -> list[Claim]:
         if gate.reached.is_set() and not looking.is_set():
             looking.set()
             with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
-        return await take(self, queues, want, token)
+        return await take(self, *given)
 
     async def stubborn() -> None:
         with suppress(asyncio.CancelledError):

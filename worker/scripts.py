@@ -1,0 +1,77 @@
+"""Lua scripts, of which several go to Redis together: one round trip, and one turn of the loop that reads the answers.
+
+What redis-py does around each command (retries, closures, pipelines that are objects) is left out: a worker that runs
+jobs calls these rarely enough that such code is cold each time, and costs several times what it does in a hot loop.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, ResponseError
+
+
+@dataclass(frozen=True)
+class Script:
+    """Its text, known to the server by its SHA-1."""
+
+    text: str
+
+    @cached_property
+    def sha(self) -> str:
+        return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Of one script."""
+
+    script: Script
+    keys: Sequence[Any]
+    args: Sequence[Any]
+
+    def command(self, verb: str, what: str) -> tuple[Any, ...]:
+        return verb, what, len(self.keys), *self.keys, *self.args
+
+
+async def run(redis: Redis, call: Call) -> Any:
+    """What a script answers. Raises redis's errors, its own among them."""
+    [answer] = await run_all(redis, call)
+    if isinstance(answer, ResponseError):
+        raise answer
+    return answer
+
+
+async def run_all(redis: Redis, *calls: Call) -> list[Any]:
+    """What each of `calls` answers, in order; a script's own error stands in its place, and keeps none from the others.
+
+    Raises redis's errors of the connection: then nothing is known of any.
+    """
+    pool: Any = redis.connection_pool
+    connection = await pool.get_connection()
+    try:
+        answers = await _ask(connection, [call.command("EVALSHA", call.script.sha) for call in calls])
+        unknown = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if unknown:  # the server is new, or was restarted: with the texts it knows them from now on
+            again = await _ask(connection, [calls[n].command("EVAL", calls[n].script.text) for n in unknown])
+            for n, answer in zip(unknown, again, strict=True):
+                answers[n] = answer
+        return answers
+    finally:
+        await pool.release(connection)
+
+
+async def _ask(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Each command's answer, or the error that the server gave for it. None is left unread: it would be another's."""
+    packed = [part for command in commands for part in connection.pack_command(*command)]
+    await connection.send_packed_command(packed)
+    answers: list[Any] = []
+    for _ in commands:
+        try:
+            answers.append(await connection.read_response())
+        except ResponseError as error:
+            answers.append(error)
+    return answers
