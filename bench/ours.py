@@ -8,12 +8,12 @@ from pathlib import Path
 from time import monotonic
 
 import uvloop
-from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from bench.app import JOBS
 from bench.inside import Given, Producer, main
 from bench.order import connect
+from worker.broker import connect_broker
 from worker.outbox import enqueue, enqueue_many
 from worker.queue import Queue
 
@@ -57,7 +57,7 @@ async def producer(given: Given) -> AsyncGenerator[Producer]:
         async with sessions() as session:
             yield Outbox(session)
     else:
-        async with Redis.from_url(given.redis_url) as redis:
+        async with connect_broker(given.redis_url) as redis:
             yield Direct(Queue(redis))
 
 

@@ -3,9 +3,10 @@
 import asyncio
 import math
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import assert_never
+from typing import Any, assert_never
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -75,37 +76,39 @@ class Attempt:
     async def settle(self) -> Settled:
         """Until there is an outcome."""
         try:
-            return await self._settle()
+            while True:
+                try:
+                    done = await self._transaction()
+                except (KeyboardInterrupt, GeneratorExit):
+                    raise
+                except BaseException as raised:  # noqa: BLE001 - whatever a handler raises
+                    self._work.memory.forget()
+                    error = plainly(raised)
+                    outcome = await self._judge(error)
+                    if outcome is not None:
+                        return self._settled(outcome, error)
+                    self._retries += 1
+                    self._fate_unknown |= isinstance(error, FateUnknown)
+                else:
+                    outcome = done if isinstance(done, Completed) else await self._read(done)
+                    if outcome is not None:
+                        return self._settled(outcome)
         finally:
             self._work.memory.forget()
 
-    async def _settle(self) -> Settled:
-        while True:
-            try:
-                done = await self._transaction()
-            except (KeyboardInterrupt, GeneratorExit):
-                raise
-            except BaseException as raised:  # noqa: BLE001 - whatever a handler raises
-                self._work.memory.forget()
-                error = plainly(raised)
-                outcome = await self._judge(error)
-                if outcome is not None:
-                    return self._settled(outcome, error)
-                self._retries += 1
-                self._fate_unknown |= isinstance(error, FateUnknown)
-            else:
-                outcome = await self._read(done)
-                if outcome is not None:
-                    return self._settled(outcome)
-
-    async def _transaction(self) -> Done:
+    def _transaction(self) -> Coroutine[Any, Any, Done]:
         """One transaction, unless a chunk has to wait."""
-        self._seen, handler = None, self._work.handler
-        if isinstance(handler, ChunkedHandler) and (brake := await self._crew.brakes.look(self._work)):
-            return brake
+        self._seen = None
+        return self._chunk() if isinstance(self._work.handler, ChunkedHandler) else self._carry_out()
+
+    async def _chunk(self) -> Done:
+        return await self._crew.brakes.look(self._work) or await self._carry_out()
+
+    def _carry_out(self) -> Coroutine[Any, Any, Done]:
+        handler = self._work.handler
         self._hold.begins(handler.timeout)
         transactor = self._crew.kept if keeps_run(handler) else self._crew.unkept
-        return await transactor.carry_out(self._work, self._begun)
+        return transactor.carry_out(self._work, self._begun)
 
     def _begun(self, seen: ledger.Seen) -> None:
         self._seen = seen

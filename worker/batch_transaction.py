@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from worker import run_many as ledger
 from worker.call import Work, call_many
 from worker.connection import begin, commit, connected
+from worker.deadline import Deadlines
 from worker.driver import Driver
 from worker.errors import SwallowedError, TransactionEnded
 from worker.faults import fate_of, in_ledger
@@ -29,6 +30,7 @@ class BatchTransactor:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._deadlines = Deadlines()
 
     async def carry_out(self, works: Sequence[Work], on_begun: Callable[[], None]) -> list[Share]:
         """One transaction for all, which have one handler; nothing of it stays unless it commits.
@@ -66,7 +68,7 @@ class BatchTransactor:
     ) -> list[str]:
         """What comes between begin and commit. Returns the results as JSON."""
         session = LazySession(GuardedSession, bind=connection, info={GUARD: guard})
-        returned = await call_many(works, begun, session, guard)
+        returned = await call_many(works, begun, session, guard, self._deadlines)
         if connection.invalidated or not connection.in_transaction():
             raise SwallowedError
         results = [as_jsonb(result, "result") for result in returned]

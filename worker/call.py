@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache, partial
@@ -12,14 +12,14 @@ from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.chunk import Chunk, Memory, Step
-from worker.deadline import Deadline
+from worker.deadline import Deadlines
 from worker.delivery import Delivery
 from worker.errors import JobTimeout, Permanent
 from worker.guard import Guard
-from worker.handler import AnyHandler, BatchHandler, ChunkedHandler
+from worker.handler import AnyHandler, BatchHandler, ChunkedHandler, Handler
 from worker.job import Job
 from worker.partitions import Split
-from worker.run import Begun, CurrentRun, Identity, Limits, current_of, running
+from worker.run import Begun, CurrentRun, Identity, Limits, Tell, current_of, running
 
 T = TypeVar("T")
 
@@ -52,39 +52,53 @@ def _limits(statement: timedelta | None, lock: timedelta | None, timeout: timede
     return Limits(statement, lock, timeout + BEYOND)
 
 
-async def call(work: Work, begun: Begun, session: AsyncSession, guard: Guard) -> object:
+def call(
+    work: Work, begun: Begun, session: AsyncSession, guard: Guard, deadlines: Deadlines
+) -> Coroutine[Any, Any, object]:
     """What the handler returns, with all flushed that it left in its session.
 
     Raises JobTimeout, SessionMisuse, and whatever the handler raises.
     """
-    tell = (
-        partial(_currents, (work,), (begun,))
-        if isinstance(work.handler, BatchHandler)
-        else partial(current_of, work.run, begun)
-    )
-    with running(tell):
-        return await _within_timeout(work, _run(work, begun, session), session, guard)
+    handler = work.handler
+    tell: Tell = partial(current_of, work.run, begun)
+    start: Callable[[], Awaitable[object]]
+    if isinstance(handler, Handler):
+        start = partial(handler.run, work.job, session)
+    elif isinstance(handler, ChunkedHandler):
+        start = partial(_run_chunk, handler, work, begun, session)
+    else:
+        start, tell = partial(_run_one, handler, work, session), partial(_currents, (work,), (begun,))
+    return _within_timeout(work, tell, start, session, guard=guard, deadlines=deadlines)
 
 
-async def call_many(works: Sequence[Work], begun: Sequence[Begun], session: AsyncSession, guard: Guard) -> list[object]:
+def call_many(
+    works: Sequence[Work], begun: Sequence[Begun], session: AsyncSession, guard: Guard, deadlines: Deadlines
+) -> Coroutine[Any, Any, list[object]]:
     """The results of one call for many jobs of one batch handler, in their order. Raises as `call` does."""
     handler = cast("BatchHandler[Any]", works[0].handler)
-    with running(partial(_currents, works, begun)):
-        calling = run_batch(handler, [work.job for work in works], session)
-        return await _within_timeout(works[0], calling, session, guard)
+    start = partial(run_batch, handler, [work.job for work in works], session)
+    return _within_timeout(works[0], partial(_currents, works, begun), start, session, guard=guard, deadlines=deadlines)
 
 
 def _currents(works: Sequence[Work], begun: Sequence[Begun]) -> tuple[CurrentRun, ...]:
     return tuple(current_of(work.run, one) for work, one in zip(works, begun, strict=True))
 
 
-async def _within_timeout(work: Work, calling: Awaitable[T], session: AsyncSession, guard: Guard) -> T:
+async def _within_timeout(
+    work: Work,
+    tell: Tell,
+    start: Callable[[], Awaitable[T]],
+    session: AsyncSession,
+    *,
+    guard: Guard,
+    deadlines: Deadlines,
+) -> T:
     timeout, hung = work.handler.timeout, None
-    deadline = Deadline(guard.owner, timeout.total_seconds())
+    deadline = deadlines.within(guard.owner, timeout.total_seconds())
     try:
-        with deadline:
+        with running(tell), deadline:
             with guard:
-                returned = await calling
+                returned = await start()
             if session.in_transaction() and (session.new or session.dirty or session.deleted):
                 await session.flush()
         if not deadline.has_expired:
@@ -97,14 +111,10 @@ async def _within_timeout(work: Work, calling: Awaitable[T], session: AsyncSessi
     raise JobTimeout(f"{work.run.name} ran longer than its timeout of {timeout}; raise it or do less.") from hung
 
 
-async def _run(work: Work, begun: Begun, session: AsyncSession) -> object:
-    handler = work.handler
-    if isinstance(handler, ChunkedHandler):
-        return await _run_chunk(handler, work, begun, session)
-    if isinstance(handler, BatchHandler):
-        (result,) = await run_batch(handler, [work.job], session)
-        return result
-    return await handler.run(work.job, session)
+async def _run_one(handler: BatchHandler[Any], work: Work, session: AsyncSession) -> object:
+    """A job that has no company."""
+    (result,) = await run_batch(handler, [work.job], session)
+    return result
 
 
 async def _run_chunk(

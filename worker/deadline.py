@@ -1,6 +1,11 @@
-"""asyncio.timeout's idea for a task that is known, at less than half of its cost (1.5 against 4 us, in one run)."""
+"""asyncio.timeout's idea for a task that is known, at a tenth of its cost (0.4 against 4 us, in one run).
+
+A timer of the loop's is most of that cost, and hardly any deadline is ever reached. Those of one length come in the
+order in which they began, so that one timer, for the first of them, serves them all.
+"""
 
 import asyncio
+import time
 from typing import Any, Self
 
 
@@ -10,20 +15,74 @@ class Deadline:
     Raises nothing itself: CancelledError comes out of it where the body lets it.
     """
 
-    def __init__(self, task: asyncio.Task[Any], seconds: float) -> None:
+    __slots__ = ("_line", "_task", "at", "has_expired")
+
+    def __init__(self, task: asyncio.Task[Any], line: "_Line") -> None:
         self._task = task
-        self._seconds = seconds
+        self._line = line
+        self.at = 0.0
+        """When it ends, by time.monotonic()."""
         self.has_expired = False
 
     def __enter__(self) -> Self:
-        self._timer = self._task.get_loop().call_later(self._seconds, self._expire)
+        self._line.add(self, self._task.get_loop())
         return self
 
     def __exit__(self, *_raised: object) -> None:
-        self._timer.cancel()
+        self._line.remove(self)
         if self.has_expired:
             self._task.uncancel()
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
         self.has_expired = True
         self._task.cancel()
+
+
+class Deadlines:
+    """Of attempts, in one loop at a time."""
+
+    def __init__(self) -> None:
+        self._lines: dict[float, _Line] = {}
+        """By their length."""
+
+    def within(self, task: asyncio.Task[Any], seconds: float) -> Deadline:
+        """One that begins when it is entered."""
+        line = self._lines.get(seconds)
+        if line is None:
+            line = self._lines[seconds] = _Line(seconds)
+        return Deadline(task, line)
+
+
+class _Line:
+    """Those of one length that are waited for, the first to end first."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._waiting: dict[Deadline, None] = {}
+        self._timed_by: asyncio.AbstractEventLoop | None = None
+        """The loop that has a timer for them."""
+
+    def add(self, deadline: Deadline, loop: asyncio.AbstractEventLoop) -> None:
+        deadline.at = time.monotonic() + self._seconds
+        self._waiting[deadline] = None
+        if self._timed_by is not loop:
+            self._look_in(self._seconds, loop)
+
+    def remove(self, deadline: Deadline) -> None:
+        self._waiting.pop(deadline, None)
+
+    def _look_in(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._timed_by = loop
+        loop.call_later(seconds, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The timer may have been for one that was left long ago."""
+        self._timed_by = None
+        while self._waiting:
+            first = next(iter(self._waiting))
+            left = first.at - time.monotonic()
+            if left > 0:
+                self._look_in(left, loop)
+                return
+            self.remove(first)
+            first.expire()

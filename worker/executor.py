@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from typing import Any, cast
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -19,7 +20,7 @@ from worker.outcome import OFFER_AGAIN, Cancelled, Dead, Outcome, Released, desc
 from worker.pressure import Ceiling
 from worker.reporting.observer import Observation, Observer, Subject
 from worker.retry import RetryPolicy
-from worker.setback import cancelled, failed
+from worker.setback import Decision, cancelled, failed
 from worker.shield import answer_cancellation, to_its_end
 from worker.stored import as_text
 from worker.wire import UNREADABLE_NAME, Message, Unreadable, decode, restamp
@@ -73,7 +74,7 @@ class Executor:
         started_ms = _now_ms()
         with self._observer.observe(subject_of(delivery, message)) as observation:
             try:
-                settled = await self._settle(delivery, raw, message, observation)
+                settled = await self._settling(delivery, raw, message, observation)
             except Exception as fault:  # noqa: BLE001 - a fault of the runtime: the job stays, and somebody is told
                 self._observer.fault("executor", fault)
                 settled = Settled(Released("the runtime failed", OFFER_AGAIN))
@@ -85,10 +86,10 @@ class Executor:
         adopted = restamp(raw, enqueued_ms=message.enqueued_ms) if newly_adopted else None
         return Report(settled.outcome, message, settled.attempt, started_ms, _now_ms(), adopted)
 
-    async def _settle(
+    def _settling(
         self, delivery: Delivery, raw: bytes, message: Message | Unreadable, observation: Observation
-    ) -> Settled:
-        """Read the message, and make the attempt that it asks for."""
+    ) -> Coroutine[Any, Any, Settled]:
+        """The attempt that the message asks for, or what is recorded instead."""
         run, retry = identity_of(delivery, message), DEFAULT_RETRY
         try:
             if isinstance(message, Unreadable):
@@ -97,14 +98,18 @@ class Executor:
             retry = handler.retry
             job = handler.job.from_payload(message.payload)
         except InvalidPayload as error:
-            return Settled(await to_its_end(self._crew.setbacks.record(run, raw, None, failed(error, retry))), error)
+            return self._record(run, raw, failed(error, retry), error)
         if delivery.hold.is_aborted():
-            early = cancelled(Cancelled("aborted before it began"))
-            return Settled(await to_its_end(self._crew.setbacks.record(run, raw, None, early)))
+            return self._record(run, raw, cancelled(Cancelled("aborted before it began")))
         work = Work(run, job, handler, delivery, raw)
         if isinstance(handler, BatchHandler):
-            return await self._batches.settle(work, handler, observation)
-        return await Attempt(work, self._crew, observation).settle()
+            return self._batches.settle(work, handler, observation)
+        return Attempt(work, self._crew, observation).settle()
+
+    async def _record(
+        self, run: ledger.Identity, raw: bytes, decision: Decision, error: InvalidPayload | None = None
+    ) -> Settled:
+        return Settled(await to_its_end(self._crew.setbacks.record(run, raw, None, decision)), error)
 
     def _of_unknown_job(self, name: str) -> Released:
         """Leave it for a worker that knows it. One warning a name."""

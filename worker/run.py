@@ -260,7 +260,9 @@ class CurrentRun:
 Current: TypeAlias = CurrentRun | tuple[CurrentRun, ...]
 """A tuple in a batch handler, even of one."""
 
-_current: ContextVar[Callable[[], Current]] = ContextVar("current_run")
+Tell: TypeAlias = Callable[[], Current]
+"""Tells of the run, or runs, that a handler is called for."""
+_current: ContextVar[Tell] = ContextVar("current_run")
 """Asked when a handler asks, since most never do."""
 
 
@@ -292,7 +294,7 @@ def _get(caller: str) -> Current:
 class running:  # noqa: N801 - it is used as a function, and a generator would cost more than what it does
     """Make the run that `tell` tells of the current one: a tuple, aligned with the jobs, for a batch handler."""
 
-    def __init__(self, tell: Callable[[], Current]) -> None:
+    def __init__(self, tell: Tell) -> None:
         self._tell = tell
 
     def __enter__(self) -> None:

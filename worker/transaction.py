@@ -16,6 +16,7 @@ from worker import run as ledger
 from worker.call import Work, call
 from worker.chunk import Step
 from worker.connection import begin, begin_with, commit, connected, driver_of
+from worker.deadline import Deadlines
 from worker.driver import Driver
 from worker.errors import Permanent, SwallowedError, TransactionEnded
 from worker.faults import LOCK_NOT_AVAILABLE, fate_of, in_ledger, sqlstate
@@ -36,6 +37,7 @@ class Transactor:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._zombies = Zombies(engine)
+        self._deadlines = Deadlines()
 
     async def carry_out(
         self, work: Work, on_begun: Callable[[ledger.Seen], None]
@@ -81,7 +83,7 @@ class Transactor:
                 return await _complete(driver, work, begun, as_jsonb(result, "result"))
         session = LazySession(GuardedSession, bind=connection, info={GUARD: guard})
         started = time.monotonic()
-        returned = await call(work, begun, session, guard)
+        returned = await call(work, begun, session, guard, self._deadlines)
         took = timedelta(seconds=time.monotonic() - started)
         if connection.invalidated or not connection.in_transaction():
             raise SwallowedError

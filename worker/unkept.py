@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from worker import run as ledger
 from worker.call import Work, call
 from worker.connection import put_on
+from worker.deadline import Deadlines
 from worker.faults import fate_of, in_ledger
 from worker.guard import GUARD, Guard, GuardedSession
 from worker.handler import Isolation
@@ -43,6 +44,7 @@ class UnkeptTransactor:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._deadlines = Deadlines()
         # An engine an isolation level: each shares the pool. To make one is slow.
         self._engines = {level: engine.execution_options(isolation_level=level) for level in get_args(Isolation)}
 
@@ -57,7 +59,7 @@ class UnkeptTransactor:
         engine = self._engines[work.handler.isolation]
         session = LazySession(UnkeptSession, bind=engine, info={GUARD: guard, WORK: work})
         try:
-            result = as_jsonb(await call(work, begun, session, guard), "result")
+            result = as_jsonb(await call(work, begun, session, guard, self._deadlines), "result")
             if session.in_transaction():
                 await fate_of(session.run_sync(Session.commit))
         finally:

@@ -1,6 +1,7 @@
 """Enqueue: a job is data, and leaves with your transaction or not at all."""
 
 import json
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from jobs.users.models import User
+from worker.broker import connect_broker
 from worker.database import create_engine
 from worker.dev import EmbeddedPostgres, EmbeddedServerError
 from worker.job import Job
@@ -137,6 +139,17 @@ async def remind(redis: Redis, user_id: int) -> str | None:
 async def test_a_queue_takes_an_id_once(redis: Redis) -> None:
     assert await remind(redis, 7) == "welcome-7"
     assert await remind(redis, 7) is None
+
+
+async def remind_all(redis_url: str, user_ids: Sequence[int]) -> list[str]:
+    """In few round trips."""
+    async with connect_broker(redis_url) as redis:
+        return await Queue(redis).enqueue_many(Welcome(user_id=user_id) for user_id in user_ids)
+
+
+async def test_many_go_together(redis: Redis, redis_url: str) -> None:
+    job_ids = await remind_all(redis_url, [7, 8])
+    assert await redis.zcard("arq:queue") == len(set(job_ids)) == 2
 
 
 async def send_with_plain_arq(redis_url: str) -> str:

@@ -7,9 +7,10 @@ Defective Members of Large Populations", 1943.)
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import structlog
 
@@ -52,12 +53,15 @@ class Quarantine:
         self._lifeline, self._held = os.pipe()
         self._log = structlog.get_logger("worker.suspects")
 
-    async def execute(self, delivery: Delivery) -> Report:
+    def execute(self, delivery: Delivery) -> Coroutine[Any, Any, Report]:
         """Carry out one delivery, as the executor would."""
+        return self._execute(delivery) if delivery.is_suspect else self._executor.execute(delivery)
+
+    async def _execute(self, delivery: Delivery) -> Report:
         raw = delivery.message
-        message = decode(raw) if delivery.is_suspect and raw is not None else None
+        message = decode(raw) if raw is not None else None
         if raw is None or not isinstance(message, Message) or message.name not in self._executor.handlers:
-            return await self._executor.execute(delivery)  # where it is a suspect, no handler is called
+            return await self._executor.execute(delivery)  # which calls no handler
         self._log.info("suspect", job=message.name, job_id=delivery.job_id, hint="it runs in a process of its own")
         key = delivery.job_id, message.enqueued_ms
         suspect = Suspect(delivery, raw, message, 1 if key in self._guilty else COMPANY)
