@@ -73,7 +73,11 @@ async def test_an_error_of_the_settling_leaves_the_claim(
 ) -> None:
     await enqueue(arq, "first", "second")
     first = await claims.take([QUEUE], 1, "me")
-    monkeypatch.setattr("worker.claim._arguments", lambda _ending: ("too", "few"))
+
+    def wrong(_ending: object) -> tuple[str, str]:
+        return "too", "few"
+
+    monkeypatch.setattr("worker.claim._arguments", wrong)
     told: Told = []
     assert [claim.job_id for claim in await claims.take([QUEUE], 1, "me", lambda: carrying(told, *first))] == ["second"]
     assert [type(one) for one in told] == [ResponseError]
