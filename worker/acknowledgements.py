@@ -37,11 +37,12 @@ class Acknowledgements:
         *,
         is_busy: Callable[[], bool],
         told: Callable[[Report, Claim], None],
+        done: Callable[[], None],
         fault: Callable[[BaseException], None],
     ) -> None:
         """`is_busy`: whether it is worth a wait for more. `told` hears of each that reached Redis.
 
-        `fault` hears what nobody expected.
+        `done` is called when there is nothing to tell any more, `fault` with what nobody expected.
         """
         self._fault = fault
         self._claims = claims
@@ -49,10 +50,11 @@ class Acknowledgements:
         self._keep_result = keep_result
         self._is_busy = is_busy
         self._told = told
+        self._done = done
         self._ended: list[Ended] = []
         self._sending: asyncio.Task[None] | None = None
         self._landed = asyncio.Event()
-        """Whether no claim has some of them with it."""
+        """Set while no claim carries any."""
         self._landed.set()
         self._log = structlog.get_logger("worker.consumer")
 
@@ -66,11 +68,13 @@ class Acknowledgements:
         self._go_on()
 
     def hand_over(self) -> Along | None:
-        """What is to be told now, for a claim that goes to Redis anyway. None: nothing."""
-        if not self._ended or self._leases.are_being_renewed():
+        """What is to be told now, for a claim that goes to Redis anyway. None: nothing, or another carries some."""
+        if not self._ended or not self._landed.is_set() or self._leases.are_being_renewed():
             return None
         ended, self._ended = self._ended[:AT_ONCE], self._ended[AT_ONCE:]
         told = list(self._in_words(ended))
+        if not told:
+            return None
         self._landed.clear()
         return Along([words for _, _, words in told], partial(self._have_gone, told))
 
@@ -96,6 +100,7 @@ class Acknowledgements:
                     self._fault(error)
         finally:
             self._sending = None
+            self._done()
 
     async def _send(self, ended: Sequence[Ended]) -> None:
         if not ended:
@@ -110,8 +115,14 @@ class Acknowledgements:
             self._say_told(told, settled)
 
     def _have_gone(self, told: Sequence[Told], settled: list[bool] | BaseException) -> None:
-        """What came of those that went with a claim."""
+        """What came of those that went with a claim, whose jobs no fault of ours may cost it."""
         self._landed.set()
+        try:
+            self._hear(told, settled)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fault(error)
+
+    def _hear(self, told: Sequence[Told], settled: list[bool] | BaseException) -> None:
         if isinstance(settled, asyncio.CancelledError):  # the worker stops, and they may not have left
             self._ended += [(claim, report) for claim, report, _ in told]
             self._go_on()

@@ -67,7 +67,8 @@ def call(
     elif isinstance(handler, ChunkedHandler):
         start = partial(_run_chunk, handler, work, begun, session)
     else:
-        start, tell = partial(_run_one, handler, work, session), partial(_currents, (work,), (begun,))
+        start = partial(_run_one, handler, work, session)
+        tell = partial(_currents, (work,), (begun,))
     return _within_timeout(work, tell, start, session, guard=guard, deadlines=deadlines)
 
 

@@ -97,7 +97,7 @@ class Along:
     endings: Sequence[Finish | PutBack]
     """At most AT_ONCE."""
     told: Callable[[list[bool] | BaseException], None]
-    """Called once, with what `settle` would return or raise."""
+    """Called once, with what `settle` would return or raise; an error of the connection means that nothing is known."""
 
 
 def _nothing() -> Along | None:
@@ -167,8 +167,9 @@ class Claims:
         Where that leaves slots free, the queues are marked as idle, and who adds to them tells CHANNEL. Queues that are
         paused are left out, and so are jobs whose name is paused or at its limit.
 
-        `along`: asked for what is settled first, in the same round trip.
+        `along`: asked for what goes along in the same round trip, and is settled first.
         """
+        self.are_aborts = True
         queues = self._limits.open(queues)
         if want <= 0 or not queues:
             self.has_more = False

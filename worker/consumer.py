@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import socket
 import time
 from collections.abc import Sequence
@@ -43,6 +44,10 @@ AWAY_DELAY_S = 0.5
 """Between looks while Redis is away."""
 GATHER_S = 0.005
 """A few free slots are filled together after this long, rather than one by one: each claim costs as much as a job."""
+
+
+POLLS = 0.8, 1.0
+"""Of `poll_delay`: never in step with other workers, nor with who enqueues at a pace of its own."""
 
 
 class Worker(arq.worker.Worker):
@@ -87,6 +92,7 @@ class Worker(arq.worker.Worker):
             timedelta(seconds=self.keep_result_s or 0),
             is_busy=lambda: bool(self.tasks),
             told=self._told,
+            done=self._all_are_told,
             fault=self._engine.fault,
         )
 
@@ -121,9 +127,9 @@ class Worker(arq.worker.Worker):
                 if self._away_since is not None:
                     await self.pool.ping()
                     self._say_back(self._away_since)
+                await self._beat()
                 is_last = self._is_idle() and self.burst and not await self._engine.refill()
                 taken = await self._take(in_earnest=is_woken or is_last or self._has_more)
-                await self._beat()
             except Exception as error:  # noqa: BLE001 - the worker goes on
                 self._say_trouble(error)
                 await self._rest(AWAY_DELAY_S)
@@ -133,7 +139,7 @@ class Worker(arq.worker.Worker):
             if self.burst and 0 <= self.max_burst_jobs <= self._jobs_started():
                 await asyncio.gather(*self.tasks.values())
                 return
-            await self._rest(min(self.poll_delay_s, self._due_in_s or self.poll_delay_s))
+            await self._rest(min(self._due_in_s or self.poll_delay_s, self.poll_delay_s * random.uniform(*POLLS)))  # noqa: S311
 
     async def _beat(self) -> None:
         if self.allow_abort_jobs:
@@ -178,10 +184,11 @@ class Worker(arq.worker.Worker):
             self._gathering = None
         self._claims_made += 1
         token, along = f"{self._name}.{self._claims_made}", self._acknowledgements.hand_over
+        asked = time.monotonic()
         claims = await self._engine.claims.take(self._engine.draw(), want, token, along)
         self._has_more = self._engine.claims.has_more
         if not self._engine.claims.are_aborts:
-            self._next_abort = time.monotonic() + self.poll_delay_s
+            self._next_abort = asked + self.poll_delay_s
         # A stranger has no permit of its own: that of its id is the running job's.
         strangers = [claim for claim in claims if not self._start(claim)]
         if self._has_more and claims and self._free() > 0:
@@ -285,6 +292,9 @@ class Worker(arq.worker.Worker):
             hook = self.loop.create_task(report.afterwards())
             self._hooks.add(hook)
             hook.add_done_callback(self._hooks.discard)
+
+    def _all_are_told(self) -> None:
+        """A burst may be over."""
         if self.burst:
             self.wake()
 

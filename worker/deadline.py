@@ -39,7 +39,7 @@ class Deadline:
 
 
 class Deadlines:
-    """Of attempts, in one loop at a time."""
+    """Of attempts, all in one loop. Another loop may come after it."""
 
     def __init__(self) -> None:
         self._lines: dict[float, _Line] = {}

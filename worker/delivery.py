@@ -1,8 +1,8 @@
 """What passes between consumer and executor: a job as bytes one way, what came of it the other. Pure.
 
-These, and what else is made for each job (Claim, Message, Subject, Identity, Work, Begun, Settled), aren't frozen: a
-frozen dataclass takes a microsecond longer to make, and ten of them were a quarter of a job that does nothing. Nobody
-changes them.
+These, and what else is made for each job (Claim, Finish, PutBack, Message, Subject, Identity, Work, Begun, Settled),
+aren't frozen: a frozen dataclass takes a microsecond longer to make, and ten of them were a quarter of a job that does
+nothing. Nobody changes them. For the same reason what only passes a coroutine on is no coroutine function itself.
 """
 
 from collections.abc import Callable, Coroutine

@@ -33,7 +33,7 @@ class _Mended(AbstractConnection):
         """Whether something lies here that no command asked for. Raises redis's ConnectionError where it is closed."""
         stream: Any = self._reader
         parser: Any = self._parser
-        if stream is None or stream.at_eof():
+        if stream is None or stream.at_eof() or stream.exception() is not None:
             raise ConnectionLost("the server closed the connection")
         return bool(stream._buffer) or parser._reader.has_data()  # noqa: SLF001 - to read takes a turn of the loop
 
@@ -45,6 +45,7 @@ class _Mended(AbstractConnection):
             await self.check_health()  # type: ignore[no-untyped-call]  # as above
         writer: Any = self._writer
         try:
+            command = command.encode() if isinstance(command, str) else command
             writer.writelines([command] if isinstance(command, bytes) else command)
             _, high = writer.transport.get_write_buffer_limits()
             if writer.transport.get_write_buffer_size() > high:  # else nothing waits

@@ -110,26 +110,75 @@ async def test_where_the_claim_is_cancelled_both_hear_of_it(arq: ArqRedis, claim
     await arq.flushall()
 
 
-async def test_what_a_cancelled_claim_had_with_it_is_told_by_itself(
-    arq: ArqRedis, claims: Claims, redis_url: str
-) -> None:
-    await enqueue(arq, "first")
-    [first] = await claims.take([QUEUE], 1, "me")
-    ended: list[str] = []
-    faults: list[BaseException] = []
-    acknowledgements = Acknowledgements(
+@pytest.fixture
+def faults() -> list[BaseException]:
+    return []
+
+
+@pytest.fixture
+def ended() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def acknowledgements(claims: Claims, redis_url: str, faults: list[BaseException], ended: list[str]) -> Acknowledgements:
+    return Acknowledgements(
         claims,
         Leases(redis_url, LEASE, LEASE, recycle=lambda: None, fault=faults.append),
         timedelta(0),
         is_busy=lambda: True,
         told=lambda _report, claim: ended.append(claim.job_id),
+        done=lambda: None,
         fault=faults.append,
     )
+
+
+async def test_what_a_cancelled_claim_had_with_it_is_told_by_itself(
+    arq: ArqRedis, claims: Claims, acknowledgements: Acknowledgements, ended: list[str]
+) -> None:
+    await enqueue(arq, "first", "second")
+    first, second = await claims.take([QUEUE], 2, "me")
     acknowledgements.add(first, Report(Completed()))
     along = acknowledgements.hand_over()
     assert along is not None
+    acknowledgements.add(second, Report(Completed()))
     assert acknowledgements.hand_over() is None
     along.told(asyncio.CancelledError())
     await acknowledgements.all_sent()
-    assert (ended, faults) == (["first"], [])
+    assert sorted(ended) == ["first", "second"]
     assert await arq.zcard(QUEUE) == 0
+
+
+async def test_a_fault_of_who_is_told_costs_no_claim(
+    arq: ArqRedis, claims: Claims, acknowledgements: Acknowledgements, faults: list[BaseException]
+) -> None:
+    await enqueue(arq, "first", "second")
+    [first] = await claims.take([QUEUE], 1, "me")
+    acknowledgements.add(first, Report(Completed()))
+
+    def break_down(_report: Report, _claim: Claim) -> None:
+        raise ValueError("a bug")
+
+    acknowledgements._told = break_down  # pyright: ignore[reportPrivateUsage]
+    [second] = await claims.take([QUEUE], 1, "me", acknowledgements.hand_over)
+    await acknowledgements.all_sent()
+    assert second.job_id == "second"
+    assert [repr(fault) for fault in faults] == ["ValueError('a bug')"]
+    await arq.flushall()
+
+
+async def test_where_nothing_can_be_put_into_words_nothing_goes_along(
+    arq: ArqRedis,
+    claims: Claims,
+    acknowledgements: Acknowledgements,
+    faults: list[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await enqueue(arq, "first")
+    [first] = await claims.take([QUEUE], 1, "me")
+    monkeypatch.setattr("worker.acknowledgements.ending", None)
+    acknowledgements.add(first, Report(Completed()))
+    assert acknowledgements.hand_over() is None
+    await acknowledgements.all_sent()
+    assert [type(fault) for fault in faults] == [TypeError]
+    await arq.flushall()

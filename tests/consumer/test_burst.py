@@ -1,5 +1,6 @@
 """`--burst` ends when nothing that this worker knows is due."""
 
+import asyncio
 from datetime import timedelta
 
 import pytest
@@ -33,6 +34,17 @@ async def test_it_does_what_is_in_the_outbox_and_in_redis_and_what_those_jobs_en
     told = await burst(PING, Handler(Pong, countdown))
     assert len(told.outcomes) == 46
     assert len(await effects()) == 40
+
+
+async def test_it_does_not_wait_for_the_next_poll_to_end(arq: ArqRedis, burst: Burst) -> None:
+    """Where the last acknowledgement has gone with a claim, too: those of the first two do while the third runs."""
+
+    async def end_apart(job: Ping, _session: AsyncSession) -> None:
+        await asyncio.sleep(job.n * 0.004)
+
+    await Queue(arq).enqueue_many(Ping(n=n) for n in range(3))
+    told = await burst(Handler(Ping, end_apart, once=False), poll_delay=60)  # which is given 20 s
+    assert len(told.outcomes) == 3
 
 
 async def test_what_is_not_due_and_what_it_does_not_know_stays(

@@ -2,6 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from socket import SO_LINGER, SOL_SOCKET
+from struct import pack
 from typing import Any
 
 import pytest
@@ -48,6 +51,30 @@ async def test_one_that_the_server_has_closed_is_opened_anew(ours: ArqRedis, red
     pool: Any = ours.connection_pool
     await until(pool._available_connections[-1]._reader.at_eof)
     assert await ours.ping()
+
+
+async def test_one_that_was_reset_while_it_lay_idle_is_opened_anew() -> None:
+    """As load balancers and firewalls do. No end of the stream is told of then."""
+    lines: list[asyncio.StreamWriter] = []
+
+    async def pong(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines.append(writer)
+        with suppress(OSError):
+            while asked := await reader.read(2**16):
+                writer.write(b"+PONG\r\n" * asked.count(b"*"))
+        writer.close()
+
+    async with await asyncio.start_server(pong, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with connect_broker(f"redis://127.0.0.1:{port}") as client:
+            await client.ping()
+            pool: Any = client.connection_pool
+            stream = pool._available_connections[-1]._reader
+            for line in lines:
+                line.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, pack("ii", 1, 0))
+                line.transport.abort()
+            await until(lambda: stream.exception() is not None)
+            assert await client.ping()
 
 
 async def test_an_answer_that_nobody_waited_for_is_nobody_elses(ours: ArqRedis) -> None:

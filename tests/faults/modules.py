@@ -26,6 +26,7 @@ STRUCK = {
     "relay": "the outbox is drained",
     "run": "the ledger",
     "run_many": "the ledger of a batch",
+    "scripts": "what goes to Redis in one round trip",
     "setback": "failures are written down",
     "shield": "the commit goes to its end",
     "stray_commit": "whether a handler has committed by itself",

@@ -259,6 +259,24 @@ async def test_a_paused_queue_is_neither_looked_at_nor_claimed_from(redis: Redis
     await empty(redis)
 
 
+async def test_a_claim_that_asked_nothing_knows_nothing_of_aborts(redis: Redis) -> None:
+    limits = Limits()
+    claims = Claims(redis, LEASE, limits)
+
+    async def asked() -> bool:
+        assert await claims.take([QUEUE], 9, "me") == []
+        return claims.are_aborts
+
+    assert not await asked()
+    limits.pause(Paused(queues=frozenset({QUEUE})))
+    assert await asked()
+    limits.pause(Paused())
+    assert not await asked()
+    await redis.zadd("arq:abort", {"a": 1})
+    assert await asked()
+    await redis.flushall()
+
+
 async def test_a_parked_job_without_its_message_is_forgotten_and_the_sweep_sees_that(
     redis: Redis, worker: Made
 ) -> None:
