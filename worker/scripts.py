@@ -66,10 +66,14 @@ async def run_all(redis: Redis, *calls: Call) -> list[Any]:
 
 async def _try(redis: Any, connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
     """As `_ask`, again where the client was told to try again. It knows what for, and arq's own tests watch it."""
-    answers: list[Any] = await connection.retry.call_with_retry(
-        lambda: _ask(connection, commands),
-        lambda error: redis._disconnect_raise(connection, error),  # noqa: SLF001 - as its own commands do
-    )
+
+    async def ask() -> list[Any]:
+        return await _ask(connection, commands)
+
+    async def judge(error: Exception) -> None:
+        await redis._disconnect_raise(connection, error)  # noqa: SLF001 - as its own commands do
+
+    answers: list[Any] = await connection.retry.call_with_retry(ask, judge)
     return answers
 
 
