@@ -193,8 +193,7 @@ class Worker(arq.worker.Worker):
         strangers = [claim for claim in claims if not self._start(claim)]
         if self._has_more and claims and self._free() > 0:
             self.wake()
-        if strangers:
-            await self._engine.claims.settle([PutBack(replace(claim, limited=""), BUSY) for claim in strangers])
+        await self._engine.claims.settle([PutBack(replace(claim, limited=""), BUSY) for claim in strangers])
         return len(claims)
 
     def _may_claim(self) -> bool:

@@ -33,8 +33,12 @@ class Call:
     keys: Sequence[Any]
     args: Sequence[Any]
 
-    def command(self, verb: str, what: str) -> tuple[Any, ...]:
-        return verb, what, len(self.keys), *self.keys, *self.args
+    def by_sha(self) -> tuple[Any, ...]:
+        return "EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.args
+
+    def by_text(self) -> tuple[Any, ...]:
+        """After which the server knows it."""
+        return "EVAL", self.script.text, len(self.keys), *self.keys, *self.args
 
 
 async def run(redis: Redis, call: Call) -> Any:
@@ -52,16 +56,18 @@ async def run_all(redis: Redis, *calls: Call) -> list[Any]:
     """
     pool: Any = redis.connection_pool
     connection = await pool.get_connection()
+    answers: list[Any] = [NoScriptError()] * len(calls)
     try:
-        answers = await _try(redis, connection, [call.command("EVALSHA", call.script.sha) for call in calls])
-        unknown = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-        if unknown:  # the server is new, or was restarted: with the texts it knows them from now on
-            again = await _try(redis, connection, [calls[n].command("EVAL", calls[n].script.text) for n in unknown])
-            for n, answer in zip(unknown, again, strict=True):
+        for command in (Call.by_sha, Call.by_text):
+            unknown = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+            if not unknown:
+                break
+            answered = await _try(redis, connection, [command(calls[n]) for n in unknown])
+            for n, answer in zip(unknown, answered, strict=True):
                 answers[n] = answer
-        return answers
     finally:
         await pool.release(connection)
+    return answers
 
 
 async def _try(redis: Any, connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
