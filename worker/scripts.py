@@ -58,7 +58,7 @@ async def run_all(redis: Redis, *calls: Call) -> list[Any]:
     connection = await pool.get_connection()
     answers: list[Any] = [NoScriptError()] * len(calls)
     try:
-        for command in (Call.by_sha, Call.by_text):
+        for command in (Call.by_sha, Call.by_text):  # by text what a server doesn't know that is new, or was restarted
             unknown = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
             if not unknown:
                 break
