@@ -1,4 +1,6 @@
-"""asyncio.timeout's idea for a task that is known, at a tenth of its cost (0.4 against 4 us, in one run).
+"""asyncio.timeout's idea for a task that is known, at a fraction of its cost.
+
+In hot loops one takes 0.6 us, where with a timer of its own it took 1.5 and asyncio.timeout 4.
 
 A timer of the loop's is most of that cost, and hardly any deadline is ever reached. Those of one length come in the
 order in which they began, so that one timer, for the first of them, serves them all.

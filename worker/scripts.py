@@ -1,7 +1,7 @@
 """Lua scripts, of which several go to Redis together: one round trip, and one turn of the loop that reads the answers.
 
-What redis-py does around each command (retries, closures, pipelines that are objects) is left out: a worker that runs
-jobs calls these rarely enough that such code is cold each time, and costs several times what it does in a hot loop.
+redis-py's own (`register_script`) send one at a time, or as a pipeline: more code around each call, which beside jobs
+that use the processor is cold each time. Where a call is rare, its own do.
 """
 
 import hashlib
