@@ -193,7 +193,8 @@ class Worker(arq.worker.Worker):
         strangers = [claim for claim in claims if not self._start(claim)]
         if self._has_more and claims and self._free() > 0:
             self.wake()
-        await self._engine.claims.settle([PutBack(replace(claim, limited=""), BUSY) for claim in strangers])
+        if strangers:
+            await self._engine.claims.settle([PutBack(replace(claim, limited=""), BUSY) for claim in strangers])
         return len(claims)
 
     def _may_claim(self) -> bool:

@@ -34,32 +34,34 @@ async def listen_for_wakes(redis: Redis, wake: Callable[[], None]) -> None:
     """
     log, is_lost = structlog.get_logger("worker.wake"), False
     while True:
-        pubsub: Any = redis.pubsub()
         try:
-            await pubsub.subscribe(CHANNEL)
-            if is_lost:
-                log.warning("listening_for_wakes_again")
-            is_lost = False
-            await _hear(pubsub, wake)
+            connection: Any = await redis.connection_pool.get_connection()
+            try:
+                await connection.send_command("SUBSCRIBE", CHANNEL)
+                if is_lost:
+                    log.warning("listening_for_wakes_again")
+                is_lost = False
+                await _hear(connection, wake)
+            finally:
+                await connection.disconnect(nowait=True)  # nobody else can use one that is subscribed
+                await redis.connection_pool.release(connection)
         except Exception as error:  # noqa: BLE001 - away or refusing; the poll is the net
             if not is_lost:
                 hint = "jobs wait for the next poll meanwhile"
                 log.warning("not_listening_for_wakes", reason=type(error).__name__, hint=hint)
             is_lost = True
-        finally:
-            await pubsub.aclose()
         await asyncio.sleep(LISTEN_AGAIN_S)
 
 
-async def _hear(pubsub: Any, wake: Callable[[], None]) -> NoReturn:
+async def _hear(connection: Any, wake: Callable[[], None]) -> NoReturn:
     """Raises TimeoutError where a server that is cut off says nothing, though it was asked."""
     is_asked = False
     while True:
-        told = await pubsub.get_message(timeout=SILENCE_S)
+        told = await connection.read_response(timeout=SILENCE_S, push_request=True)
         if told is None and is_asked:
             raise TimeoutError
         is_asked = told is None
         if told is None:
-            await pubsub.ping()
-        elif told["type"] in {"message", "subscribe"}:  # the latter for what was said before
+            await connection.send_command("PING")
+        elif told[0] in {b"message", b"subscribe"}:  # the latter for what was said before
             wake()

@@ -174,6 +174,33 @@ async def test_a_listener_that_lost_redis_comes_back_says_so_once_and_wakes(
     assert [line["event"] for line in logged] == ["not_listening_for_wakes", "listening_for_wakes_again"]
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_a_word_is_heard_in_either_of_rediss_protocols_and_so_is_silence(
+    protocol: int, proxy: RedisProxy, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that answers is believed however long it has nothing to say."""
+    monkeypatch.setattr("worker.wake.SILENCE_S", 0.02)
+    client, woken = connect_broker(f"{proxy.url}?protocol={protocol}"), asyncio.Event()
+    listener = asyncio.create_task(listen_for_wakes(client, woken.set))
+
+    async def pings() -> bool:
+        stats: dict[str, dict[str, int]] = await redis.info("commandstats")
+        return stats.get("cmdstat_ping", {"calls": 0})["calls"] >= before + 3
+
+    async with asyncio.timeout(10):
+        await woken.wait()  # the subscription's own word
+        woken.clear()
+        before = (await redis.info("commandstats")).get("cmdstat_ping", {"calls": 0})["calls"]
+        await wait_until(pings)
+        assert not woken.is_set()
+        await redis.publish(CHANNEL, QUEUE)
+        await woken.wait()
+    assert not listener.done()
+    listener.cancel()
+    await asyncio.gather(listener, return_exceptions=True)
+    await client.aclose()
+
+
 async def test_a_hundred_jobs_cost_redis_at_most_three_commands_each_with_those_inside_scripts(
     redis: Redis, claims: Claims
 ) -> None:
