@@ -11,8 +11,10 @@ from functools import partial
 import structlog
 from redis.exceptions import RedisError
 
-from worker.claim import AT_ONCE, Along, Claim, Claims, Finish, PutBack
+from worker.claim import Claim
+from worker.claims import Claims
 from worker.delivery import Report
+from worker.endings import AT_ONCE, Along, Finish, PutBack
 from worker.lease import Leases
 from worker.settle import ending
 

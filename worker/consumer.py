@@ -19,8 +19,9 @@ import structlog
 from redis.exceptions import RedisError
 
 from worker.acknowledgements import Acknowledgements
-from worker.claim import Claim, PutBack
+from worker.claim import Claim
 from worker.delivery import Delivery, Report
+from worker.endings import PutBack
 from worker.engine import Engine
 from worker.heartbeat import BEAT_EVERY_S, Heartbeat, beat
 from worker.outcome import (
@@ -193,8 +194,7 @@ class Worker(arq.worker.Worker):
         strangers = [claim for claim in claims if not self._start(claim)]
         if self._has_more and claims and self._free() > 0:
             self.wake()
-        if strangers:
-            await self._engine.claims.settle([PutBack(replace(claim, limited=""), BUSY) for claim in strangers])
+        await self._engine.claims.settle([PutBack(replace(claim, limited=""), BUSY) for claim in strangers])
         return len(claims)
 
     def _may_claim(self) -> bool:

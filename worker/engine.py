@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from worker.claim import Claims
+from worker.claims import Claims
 from worker.delivery import Delivery, Report
 from worker.lease import Leases
 

@@ -21,7 +21,7 @@ from worker.app import App
 from worker.app_worker import AppWorker
 from worker.availability import Availability
 from worker.broker import connect_broker
-from worker.claim import Claims
+from worker.claims import Claims
 from worker.database import APPLICATION, DatabaseAway, create_engine
 from worker.delivery import Delivery, Report
 from worker.engine import Engine

@@ -4,8 +4,9 @@ import time
 from datetime import timedelta
 from typing import assert_never
 
-from worker.claim import FOREVER, Claim, Finish, PutBack
+from worker.claim import Claim
 from worker.delivery import Report
+from worker.endings import FOREVER, Finish, PutBack
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Final, Released, Retrying, Snoozed, Yielded
 from worker.wire import ABORTED, Result, encode_result
 

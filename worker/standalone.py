@@ -13,7 +13,7 @@ from arq.connections import ArqRedis, create_pool, log_redis_info
 from redis.exceptions import RedisError
 
 from worker.arq_functions import ArqFunctions
-from worker.claim import Claims
+from worker.claims import Claims
 from worker.engine import Engine
 from worker.heartbeat import farewell
 from worker.lease import Leases, end_this_process

@@ -33,9 +33,10 @@ async def listen_for_wakes(redis: Redis, wake: Callable[[], None]) -> None:
     Takes a connection of its own from the pool of `redis`.
     """
     log, is_lost = structlog.get_logger("worker.wake"), False
+    pool: Any = redis.connection_pool  # its annotations are the blocking pool's
     while True:
         try:
-            connection: Any = await redis.connection_pool.get_connection()
+            connection = await pool.get_connection()
             try:
                 await connection.send_command("SUBSCRIBE", CHANNEL)
                 if is_lost:
@@ -44,7 +45,7 @@ async def listen_for_wakes(redis: Redis, wake: Callable[[], None]) -> None:
                 await _hear(connection, wake)
             finally:
                 await connection.disconnect(nowait=True)  # nobody else can use one that is subscribed
-                await redis.connection_pool.release(connection)
+                await pool.release(connection)
         except Exception as error:  # noqa: BLE001 - away or refusing; the poll is the net
             if not is_lost:
                 hint = "jobs wait for the next poll meanwhile"

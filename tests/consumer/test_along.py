@@ -13,9 +13,11 @@ from tests.consumer.jobs import Ping
 from tests.consumer.redis_proxy import RedisProxy, sha_of
 from worker.acknowledgements import Acknowledgements
 from worker.broker import connect_broker
-from worker.claim import Along, Claim, Claims, Finish
+from worker.claim import Claim
 from worker.claim_script import CLAIM
+from worker.claims import Claims
 from worker.delivery import Report
+from worker.endings import Along, Finish
 from worker.lease import Leases
 from worker.outcome import Completed
 from worker.queue import Queue
@@ -77,7 +79,7 @@ async def test_an_error_of_the_settling_leaves_the_claim(
     def wrong(_ending: object) -> tuple[str, str]:
         return "too", "few"
 
-    monkeypatch.setattr("worker.claim._arguments", wrong)
+    monkeypatch.setattr("worker.endings._arguments", wrong)
     told: Told = []
     assert [claim.job_id for claim in await claims.take([QUEUE], 1, "me", lambda: carrying(told, *first))] == ["second"]
     assert [type(one) for one in told] == [ResponseError]

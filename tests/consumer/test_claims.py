@@ -8,8 +8,10 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.support.waiting import wait_until
-from worker.claim import Claim, Claims, Finish, PutBack, readable_id
+from worker.claim import Claim, readable_id
 from worker.claim_script import PAGE, PAGES
+from worker.claims import Claims
+from worker.endings import Finish, PutBack
 from worker.job import MAX_PAYLOAD_BYTES
 from worker.limits import Gate, Limits
 from worker.wire import MAX_MESSAGE_BYTES

@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tests.consumer.conftest import Burst, Effects, Work
 from tests.consumer.jobs import PING, Ping, calling
 from tests.support.waiting import wait_until
-from worker.claim import Claims, Finish, PutBack
+from worker.claims import Claims
+from worker.endings import Finish, PutBack
 from worker.errors import Snooze
 from worker.outbox import enqueue
 from worker.outcome import Completed

@@ -16,7 +16,9 @@ from tests.consumer.conftest import Effects, Logged, Work
 from tests.consumer.jobs import PING, Gate, Ping, calling
 from tests.consumer.redis_proxy import RedisProxy
 from tests.support.waiting import wait_until
-from worker.claim import Claim, Claims, Finish, PutBack
+from worker.claim import Claim
+from worker.claims import Claims
+from worker.endings import Finish, PutBack
 from worker.lease import Leases
 from worker.outcome import Completed
 from worker.queue import Queue

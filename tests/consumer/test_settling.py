@@ -17,8 +17,10 @@ from tests.consumer.jobs import PING, Gate, Ping, calling, leave_effect
 from tests.support.waiting import wait_until
 from worker import acknowledgements
 from worker.chunk import Chunk, Step
-from worker.claim import Claim, Claims, Finish, PutBack
+from worker.claim import Claim
+from worker.claims import Claims
 from worker.delivery import Delivery, Kept, Report
+from worker.endings import Finish, PutBack
 from worker.errors import Cancel, Permanent, Snooze
 from worker.executor import Executor
 from worker.handler import ChunkedHandler, Handler

@@ -16,7 +16,8 @@ from tests.support.waiting import wait_until
 from worker import shield
 from worker.availability import Availability
 from worker.chunk import Chunk, Step
-from worker.claim import Claim, Claims
+from worker.claim import Claim
+from worker.claims import Claims
 from worker.handler import ChunkedHandler, Handler
 from worker.heartbeat import live_workers
 from worker.outbox import enqueue

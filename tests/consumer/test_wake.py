@@ -15,7 +15,8 @@ from tests.consumer.jobs import PING, Ping
 from tests.consumer.redis_proxy import RedisProxy
 from tests.support.waiting import wait_until
 from worker.broker import connect_broker
-from worker.claim import Claims, Finish, PutBack
+from worker.claims import Claims
+from worker.endings import Finish, PutBack
 from worker.outbox import enqueue
 from worker.queue import Queue
 from worker.wake import CHANNEL, listen_for_wakes
@@ -183,15 +184,18 @@ async def test_a_word_is_heard_in_either_of_rediss_protocols_and_so_is_silence(
     client, woken = connect_broker(f"{proxy.url}?protocol={protocol}"), asyncio.Event()
     listener = asyncio.create_task(listen_for_wakes(client, woken.set))
 
-    async def pings() -> bool:
+    async def pinged() -> int:
         stats: dict[str, dict[str, int]] = await redis.info("commandstats")
-        return stats.get("cmdstat_ping", {"calls": 0})["calls"] >= before + 3
+        return stats.get("cmdstat_ping", {"calls": 0})["calls"]
+
+    async def is_asked() -> bool:
+        return await pinged() >= before + 3
 
     async with asyncio.timeout(10):
         await woken.wait()  # the subscription's own word
         woken.clear()
-        before = (await redis.info("commandstats")).get("cmdstat_ping", {"calls": 0})["calls"]
-        await wait_until(pings)
+        before = await pinged()
+        await wait_until(is_asked)
         assert not woken.is_set()
         await redis.publish(CHANNEL, QUEUE)
         await woken.wait()

@@ -9,7 +9,7 @@ STRUCK = {
     "batch_transaction": "that transaction",
     "brief": "the relay's transactions",
     "call": "the handler, called",
-    "claim": "jobs are taken from Redis, and given back",
+    "claims": "jobs are taken from Redis, and given back",
     "connection": "the attempt's connection, and its begin",
     "consumer": "claims, starts and settles",
     "epoch": "the relay tells a wiped Redis",

@@ -13,7 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.consumer.jobs import Ping, Pong
 from tests.support.waiting import wait_until
 from worker.cancel import cancel
-from worker.claim import Claim, Claims, Finish, PutBack
+from worker.claim import Claim
+from worker.claims import Claims
+from worker.endings import Finish, PutBack
 from worker.job import Job
 from worker.limits import Gate, Limits, Paused, Rate
 from worker.queue import Queue

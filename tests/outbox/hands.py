@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from worker.app import App
 from worker.availability import Availability
 from worker.chunk import Chunk, Step
-from worker.claim import Claim, Claims
+from worker.claim import Claim
+from worker.claims import Claims
 from worker.delivery import Delivery, NoHold
 from worker.errors import Cancel, Snooze
 from worker.executor import Executor

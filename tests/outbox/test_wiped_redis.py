@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.outbox.hands import AN_HOUR, Count, Hands, Play, Stage
 from tests.support.waiting import wait_until
 from worker.availability import Availability
-from worker.claim import PutBack
 from worker.dev import EmbeddedValkey
+from worker.endings import PutBack
 from worker.epoch import current_epoch
 from worker.lease import Leases
 from worker.operations import replay

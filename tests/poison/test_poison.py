@@ -10,7 +10,7 @@ from tests.poison.conftest import Query, Run, Suspected
 from tests.processes.conftest import wait_until_gone
 from tests.support.locks import locked
 from tests.support.waiting import wait_until
-from worker.claim import Claims
+from worker.claims import Claims
 from worker.outbox import enqueue, enqueue_many
 
 DEATH, OTHERS = 1, 2

@@ -1,0 +1,84 @@
+"""What came of claims, in the words of the script that tells Redis."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from worker.claim import Claim
+from worker.scripts import Call, Script
+from worker.settle_script import SETTLE
+
+FOREVER = -1
+"""Of a result: kept until somebody deletes it."""
+AT_ONCE = 1_000
+"""Endings a script call: Lua unpacks no more than some 8,000 values."""
+
+
+@dataclass(slots=True)
+class Finish:
+    """Take the job out of Redis and keep its result for so long; 0: keep none; FOREVER."""
+
+    claim: Claim
+    result: bytes = b""
+    keep_ms: int = 0
+    stays_ms: int = 0
+    """How long the id stays in progress nevertheless."""
+
+
+@dataclass(slots=True)
+class PutBack:
+    """Offer the job again after `delay`; zero: behind all that is due. None: at its old place."""
+
+    claim: Claim
+    delay: timedelta | None = None
+    adopted: bytes | None = None
+    """Replaces the message."""
+    failures: int | None = None
+    """What Redis counts from now on; None: as before."""
+    stays_ms: int = 0
+    """As Finish's."""
+    cleared: bool = False
+    """Whether a suspect is none any more. Else whoever takes it next is told that it is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """What goes to Redis with a claim, instead of by itself."""
+
+    endings: Sequence[Finish | PutBack]
+    """At most AT_ONCE."""
+    told: Callable[[list[bool] | BaseException], None]
+    """Called once, with what `settle` would return or raise; an error of the connection means that nothing is known."""
+
+
+_SETTLE = Script(SETTLE)
+
+
+def settling(endings: Sequence[Finish | PutBack]) -> Call:
+    """The call of the script for at most AT_ONCE. It answers 1 for each that was told, and 0 where a lease was lost."""
+    return Call(_SETTLE, (), [value for ending in endings for value in _arguments(ending)])
+
+
+def _arguments(ending: Finish | PutBack) -> tuple[Any, ...]:
+    """What SETTLE takes of one ending."""
+    claim, how = ending.claim, _how(ending)
+    return claim.queue, claim.raw_id, claim.token, b"only %b %b" % (claim.digest(), how) if claim.is_restored else how
+
+
+def _how(ending: Finish | PutBack) -> bytes:
+    claim = ending.claim
+    limited = claim.limited.encode()
+    if isinstance(ending, Finish):
+        had_message = claim.message is not None
+        return b"finish %d %d %d %b %b" % (ending.stays_ms, ending.keep_ms, had_message, limited, ending.result)
+    failures = claim.failures if ending.failures is None else ending.failures
+    adopted = ending.adopted or b""
+    if claim.is_suspect and not ending.cleared:
+        delay_ms = math.ceil((ending.delay or timedelta(0)).total_seconds() * 1000)
+        return b"suspect %d %d %d %b %b" % (ending.stays_ms, delay_ms, failures, limited, adopted)
+    if ending.delay is not None:
+        delay_ms = math.ceil(ending.delay.total_seconds() * 1000)
+        return b"later %d %d %d %b %b" % (ending.stays_ms, delay_ms, failures, limited, adopted)
+    return b"now %d %d %d %b %b" % (ending.stays_ms, claim.due_ms, failures, limited, adopted)
