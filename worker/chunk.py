@@ -64,7 +64,7 @@ class Step(Generic[C]):
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
     """Added up over all chunks; their sums are the run's result."""
     result: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
-    """Merged into the result beside the counts, such as the path of a file that was written."""
+    """Merged into the result beside the counts, such as the path of a file. No `int` where the job is in partitions."""
     asked: int | None = None
     """The size that the rows were read with, where that isn't the chunk's: they were read ahead."""
     apart: timedelta = timedelta(0)

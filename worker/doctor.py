@@ -48,6 +48,7 @@ select pid, extract(epoch from clock_timestamp() - xact_start)::int as age_s, ap
 from pg_stat_activity where xact_start is not null and backend_type = 'client backend' and pid <> pg_backend_pid()
 order by xact_start limit 1
 """)
+_VERSION = text("select current_setting('server_version'), current_setting('server_version_num')::int")
 _STATE = text("select installation, epoch, marker, redis_run_id from worker.relay_state")
 _NOTIFY = text("select pg_notify(:channel, '')")
 _NOTIFY_IS_OFF = text("select current_setting('worker.notify', true) = 'off'")
@@ -70,8 +71,8 @@ async def examine_database(engine: AsyncEngine, settings: Settings, version_loca
 
 
 async def _version(connection: AsyncConnection) -> Finding:
-    version: str = (await connection.execute(text("show server_version"))).scalar_one()
-    if int(version.split(".", maxsplit=1)[0]) < OLDEST_POSTGRESQL:
+    version, number = (await connection.execute(_VERSION)).one()
+    if number < OLDEST_POSTGRESQL * 10_000:
         return Finding("PostgreSQL", "fails", f"Version {version}; upgrade to {OLDEST_POSTGRESQL} or newer.")
     return Finding("PostgreSQL", "ok", f"Version {version}.")
 

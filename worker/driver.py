@@ -41,8 +41,7 @@ class ReadingConnection(asyncpg.Connection):
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """Raises CommitRefused where a commit rolled back, and TransactionEnded where a handler asks for one."""
         if self.guard is not None:
-            for statement in query.split(";") if query.count(";") > 1 else (query,):
-                self.guard.sees(statement)
+            self.guard.sees(query, args)
         tag: str = await super().execute(query, *args, timeout=timeout)
         if query == "COMMIT;" and tag == "ROLLBACK":
             raise CommitRefused("the transaction had failed before its commit, and PostgreSQL rolled it back")

@@ -1,7 +1,7 @@
 """What a handler may not do with its session, and the sentence that it gets."""
 
 import asyncio
-import re
+from collections.abc import Sequence
 from typing import Any, NoReturn, Self
 
 from sqlalchemy import Engine, event
@@ -10,13 +10,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from worker.errors import SessionMisuse, TransactionEnded
+from worker.statements import Effect, effect_of
 
-ENDS = re.compile(
-    r"(\s|;|--[^\n]*(\n|\Z)|/\*.*?\*/)*"
-    r"(commit|end|abort|prepare\s+transaction|rollback(?!\s+(work\s+|transaction\s+)?to\b))\b",
-    re.IGNORECASE | re.DOTALL,
-)
-"""Statements that end a transaction, behind comments too. A rollback to a savepoint doesn't."""
 ROLLBACK = "ROLLBACK;"
 """As asyncpg writes it."""
 GUARD = "ratchet_guard"
@@ -36,6 +31,8 @@ class Guard:
         self._is_watching = False
         self.rolled_back = False
         """Whether the transaction that the attempt began is gone."""
+        self.leaves_behind = False
+        """Whether its connection has something of it that the next attempt must not find."""
 
     def refuse_other_tasks(self) -> None:
         """Raises SessionMisuse in any task but the owner."""
@@ -50,17 +47,20 @@ class Guard:
         self._misuse = SessionMisuse(sentence)
         raise self._misuse
 
-    def sees(self, statement: str) -> None:
+    def sees(self, statement: str, parameters: Sequence[object] = ()) -> None:
         """Raises TransactionEnded where it ends the transaction while the handler runs.
 
         The run may be marked done already, and the handler's work isn't. A rollback on the connection is remembered
         only: a session does that by itself where a flush has failed.
         """
-        if not self._is_watching or not ENDS.match(statement):
+        if not self._is_watching:
             return
-        if statement == ROLLBACK:
+        effect = effect_of(statement)
+        if effect is Effect.LEAVES or (effect is Effect.SETS and any(value is False for value in parameters)):
+            self.leaves_behind = True
+        elif effect is Effect.ENDS and statement == ROLLBACK:
             self.rolled_back = True
-        else:
+        elif effect is Effect.ENDS:
             self._misuse = TransactionEnded()
             raise self._misuse
 
@@ -128,17 +128,22 @@ def _before_execute_without(cursor: DBAPICursor, statement: str, context: Execut
 
 
 def _given_back(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
-    """Whoever has the connection next is no handler's concern, though the one that gave it away may still run."""
-    if record.record_info:
-        record.record_info.pop(GUARD, None)
+    """Whoever has the connection next is no handler's concern, though the one that gave it away may still run.
+
+    One that would hand on what a handler has left in it is thrown away: to connect anew is quicker, and surer, than to
+    undo all that a session can be told.
+    """
+    guard: Guard | None = record.record_info.pop(GUARD, None) if record.record_info else None
     if dbapi_connection is not None:
         dbapi_connection.driver_connection.guard = None
+    if guard is not None and guard.leaves_behind:
+        record.invalidate()
 
 
-def _before_execute(_cursor: DBAPICursor, statement: str, _parameters: Any, context: ExecutionContext) -> None:
+def _before_execute(_cursor: DBAPICursor, statement: str, parameters: Any, context: ExecutionContext) -> None:
     """Raises SessionMisuse in a second task, and TransactionEnded for a statement that ends the transaction."""
     info = context.root_connection.connection.record_info
     guard: Guard | None = info.get(GUARD) if info else None
     if guard is not None:
         guard.refuse_other_tasks()
-        guard.sees(statement)
+        guard.sees(statement, parameters or ())

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from pydantic import JsonValue
+from pydantic_core import from_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -21,7 +22,7 @@ from worker.handler import ChunkedHandler
 from worker.outcome import Yielded
 from worker.reporting.trace import CRON_HEADER
 from worker.run import Identity
-from worker.stored import as_jsonb
+from worker.stored import as_jsonb, as_key
 from worker.wire import Message, decode, encode
 
 LOOK_AGAIN = timedelta(seconds=1)
@@ -88,9 +89,9 @@ async def part(
     """Make the partitions: their runs and their outbox rows, in the transaction that makes the parent wait.
 
     The first and the last are open-ended, so that no key is missed. Raises TransactionEnded, and Permanent where the
-    id of one was chosen for another job.
+    id of one was chosen for another job, or a bound can't be read again.
     """
-    inner = [handler.codec.dump_python(bound, mode="json") for bound in split.bounds]
+    inner = [from_json(as_key(handler.codec, bound, "bound")) for bound in split.bounds]
     shared = {"ms": run.enqueued_ms, "name": run.name, "queue": run.queue}
     sent = _without_check_in(message, run.enqueued_ms)
     parts = [

@@ -8,11 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.chunk import Step
 from worker.driver import Driver
-from worker.errors import TransactionEnded
+from worker.errors import Permanent, TransactionEnded
 from worker.handler import ChunkedHandler
 from worker.pace import Pace, Progress, asked_size, resumed_size
 from worker.run import Identity
-from worker.stored import as_jsonb
+from worker.stored import as_jsonb, as_key
 
 _READ = """
 select cursor, result, chunks, done, total, chunk_size, row_seconds, rate, attempt, partitions,
@@ -60,14 +60,19 @@ async def advance(
 ) -> str:
     """Move the cursor behind the chunk that commits with it. Failures count anew.
 
-    Returns the result so far, as JSON. Raises TransactionEnded where the handler has ended the transaction.
+    Returns the result so far, as JSON. Raises TransactionEnded where the handler has ended the transaction, and
+    Permanent for a cursor that can't be read again.
     """
-    dumped = None if step.cursor is None else handler.codec.dump_python(step.cursor, mode="json")
+    if before.bounds is not None and any(type(value) is int for value in step.result.values()):
+        raise Permanent(
+            f"The chunked handler of {run.name} has a whole number among its results, and partitions add those up; "
+            "give it in `counts`, or as text."
+        )
     counts = as_jsonb(step.added_to(before.counts), "counts")
     done, total = before.done + step.done, before.total if step.total is None else step.total
     pace = before.pace.after(step.asked or before.size, step.done, took - step.apart, handler.sizes)
     chunk = {
-        "cursor": as_jsonb(dumped, "cursor"),
+        "cursor": "null" if step.cursor is None else as_key(handler.codec, step.cursor, "cursor"),
         "result": counts,
         "done": done,
         "total": total,

@@ -9,6 +9,7 @@ from cronsim import CronSim, CronSimError
 
 from worker.job import NAME, Job
 
+LONGEST_GRACE = timedelta(days=3_650)
 PUNCTUAL = timedelta(seconds=30)
 """A tick that is noticed within this isn't missed, whatever its grace: nobody looks in its very moment."""
 
@@ -36,7 +37,7 @@ class Cron:
         tz: str = "UTC",
         grace: timedelta = timedelta(hours=1),
     ) -> None:
-        """Raises ValueError for what is no crontab, no time zone, no name, or a grace of less than nothing."""
+        """Raises ValueError for what is no crontab, no time zone, no name, or a grace below zero or over ten years."""
         values = {"job": job, "crontab": crontab, "name": name or job.job_name, "tz": tz, "grace": grace}
         for field, value in values.items():
             object.__setattr__(self, field, value)
@@ -45,8 +46,9 @@ class Cron:
                 f"A cron entry is called {self.name[:50]!r}; "
                 "use at most 200 letters, digits, dots, dashes, colons or underscores."
             )
-        if grace < timedelta(0):
-            raise ValueError(f"The cron entry {self.name} has a grace of {grace}; give a time of zero or more.")
+        if not timedelta(0) <= grace <= LONGEST_GRACE:
+            limit = f"zero to {LONGEST_GRACE.days:,} days"
+            raise ValueError(f"The cron entry {self.name} has a grace of {grace}; give a time of {limit}.")
         try:
             zone = ZoneInfo(tz)
         except (LookupError, ValueError, OSError) as error:

@@ -1,7 +1,9 @@
 """What PostgreSQL stores of a job beside its message: results and cursors as jsonb, errors as text. Pure."""
 
 import re
+from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from worker.errors import Permanent
@@ -35,6 +37,24 @@ def as_jsonb(value: object, what: str) -> str:
     except ValueError:
         raise Permanent(f"The handler's {what} is nested too deep to be read again; return flatter values.") from None
     return encoded.decode()
+
+
+def as_key(codec: TypeAdapter[Any], key: object, what: str) -> str:
+    """A cursor, or a bound between partitions, as JSON from which `codec` reads it again.
+
+    Raises Permanent where it can't, as of infinity, which JSON hasn't: the next chunk would begin at the wrong place.
+    """
+    try:
+        encoded = as_jsonb(codec.dump_python(key, mode="json", warnings=False), what)
+        if encoded != "null":
+            codec.validate_json(encoded)
+            return encoded
+    except (PydanticSerializationError, ValidationError):
+        pass  # their texts quote it
+    raise Permanent(
+        f"The handler's {what} is a {type(key).__name__} that can't be written as JSON and read again as its type; "
+        "give the handler another type of cursor, or leave such rows out."
+    )
 
 
 def as_text(value: str) -> str:

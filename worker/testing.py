@@ -29,7 +29,7 @@ from worker.models import Outbox, Run
 from worker.outcome import Outcome, Released
 from worker.reporting.observer import Observers
 from worker.run import CurrentRun, running
-from worker.stored import as_jsonb
+from worker.stored import as_jsonb, as_key
 from worker.wire import Message, decode, restamp
 
 J = TypeVar("J", bound=Job)
@@ -76,7 +76,7 @@ async def _run_chunks(job: J, handler: ChunkedHandler[J, Any], session: AsyncSes
         counts = json.loads(as_jsonb(step.added_to(counts), "counts"))
         if step.cursor is None:
             return counts
-        cursor = handler.codec.validate_json(handler.codec.dump_json(step.cursor))
+        cursor = handler.codec.validate_json(as_key(handler.codec, step.cursor, "cursor"))
 
 
 async def enqueued(session: AsyncSession, kind: type[J]) -> list[J]:

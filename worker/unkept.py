@@ -1,14 +1,15 @@
 """once=False: no run is kept of a success, and PostgreSQL is asked nothing before the handler asks. At least once."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import get_args
+from typing import Any, cast, get_args
 
 from pydantic_core import from_json
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from worker import run as ledger
@@ -39,6 +40,12 @@ def _limit(session: Session, _transaction: SessionTransaction, connection: Conne
     ledger.limit(connection, work.limits)
 
 
+async def _commit(session: AsyncSession, guard: Guard) -> None:
+    """In a task of its own, which may release the savepoints that the handler has left open."""
+    guard.owner = cast("asyncio.Task[Any]", asyncio.current_task())
+    await session.run_sync(Session.commit)
+
+
 class UnkeptTransactor:
     """Carries out the transactions of handlers with once=False."""
 
@@ -61,7 +68,7 @@ class UnkeptTransactor:
         try:
             result = as_jsonb(await call(work, begun, session, guard, self._deadlines), "result")
             if session.in_transaction():
-                await fate_of(session.run_sync(Session.commit))
+                await fate_of(_commit(session, guard))
         finally:
             # Where the connection is gone, so is the transaction; that hides nothing of what was raised within.
             if session.in_transaction():

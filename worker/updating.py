@@ -100,10 +100,14 @@ class _ArrayOf(UserDefinedType[Values]):
         return f"{self.of}[]"
 
 
+UNCUT = {"VARCHAR": "TEXT", "CHAR": "TEXT", "NCHAR": "TEXT", "BIT": "BIT VARYING", "BIT VARYING": "BIT VARYING"}
+"""Types with a length, and what takes any."""
+
+
 def _uncut(kind: str) -> str:
-    """A cast to varchar(3) would cut a text that is too long, where an assignment refuses it."""
+    """A cast to varchar(3), or char, would cut a text that is too long, where an assignment refuses it."""
     kind = kind.partition(" COLLATE ")[0]  # the column's own holds, and an array's type can't name one
-    return "TEXT" if kind.startswith(("VARCHAR(", "CHAR(")) else kind
+    return UNCUT.get(kind.partition("(")[0], kind)
 
 
 def _update(target: Table, columns: Columns, given: FromClause) -> Update:

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import asyncpg
 import pytest
-from sqlalchemy import CHAR, BigInteger, Column, MetaData, String, Table, Text, func, select, text
+from sqlalchemy import CHAR, NCHAR, BigInteger, Column, MetaData, String, Table, Text, func, select, text
+from sqlalchemy.dialects.postgresql import BIT
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.schema import CreateTable
+from sqlalchemy.types import TypeEngine
 
 from worker.bulk import Upserted, copy_rows, update_many, upsert
 
@@ -70,6 +73,22 @@ async def test_a_text_that_is_too_long_is_refused_and_not_cut(engine: AsyncEngin
                 await update_many(session, SHORT, columns, [("a", "longer")])
         assert await update_many(session, SHORT, columns, [("a", "new"), ("a and more", "?")]) == 1
         assert (await session.execute(select(SHORT))).all() == [("a ", "new")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(CHAR(), "ab"), (NCHAR(1), "ab"), (BIT(2), asyncpg.BitString.frombytes(b"\xa0", 3))]
+)
+@pytest.mark.parametrize("rows", [1, 5_000])
+async def test_nothing_that_is_too_long_for_its_type_is_cut(
+    engine: AsyncEngine, kind: TypeEngine[Any], value: object, rows: int
+) -> None:
+    table = Table("kinds", MetaData(), Column("id", BigInteger, primary_key=True), Column("v", kind))
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(CreateTable(table))
+        await copy_rows(session, table, [table.c.id], [(n,) for n in range(rows)])
+        with pytest.raises((DBAPIError, asyncpg.PostgresError), match=r"too long|length 3"):
+            async with session.begin_nested():
+                await update_many(session, table, list(table.c), [(n, value) for n in range(rows)])
 
 
 async def test_a_column_may_have_a_collation(engine: AsyncEngine) -> None:

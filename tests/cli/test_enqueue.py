@@ -117,6 +117,12 @@ def test_wait_doesnt_take_the_result_of_an_earlier_job_of_its_key(command: Comma
     assert "hasn't ended within 0.3 s" in result.stderr
 
 
+def test_wait_is_refused_where_nothing_would_tell_of_the_end(command: Command, query: Query) -> None:
+    result = command("enqueue", "tests.ping", "--wait", WORKER_KEEP_RESULT="0", exit_code=2)
+    assert "--wait can't see the end of tests.ping" in result.stderr
+    assert query("select id from worker.outbox") == []
+
+
 async def test_wait_prints_the_result_or_says_why_there_is_none(start_worker: StartWorker) -> None:
     await start_worker("run", WORKER_APP="tests.cli.app:app")
 

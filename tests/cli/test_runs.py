@@ -82,6 +82,14 @@ def test_show_tells_status_result_rows_and_rejects(command: Command, work: Work)
     assert 'result       {"counted":25}\n' in told
 
 
+@pytest.mark.parametrize("result", ["0", "false", "0.0375", '"text"'])
+def test_show_tells_a_result_as_it_is(command: Command, work: Work, query: Query, result: str) -> None:
+    job_id = enqueue(command, "tests.greet", '{"name": "Ada"}')
+    work()
+    query("update worker.run set result = $1::jsonb", result)
+    assert f"result       {result}\n" in command("show", job_id).stdout
+
+
 def test_show_tells_how_far_a_job_is_and_how_fast_it_goes(command: Command, work: Work, query: Query) -> None:
     job_id = enqueue(command, "tests.count", '{"to": 25, "stop": 10}')
     work()

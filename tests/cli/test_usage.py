@@ -136,6 +136,10 @@ def test_schema_needs_no_server_and_tells_every_name() -> None:
     assert '"Say hello. Result: greeting."' in told
 
 
+def test_an_empty_setting_is_the_default_where_no_other_is_read() -> None:
+    assert '"orders.pay":' in run_command("schema", WORKER_APP="").stdout
+
+
 def test_demo_passes_its_options_on_and_ends_with_its_code(tmp_path: Path) -> None:
     users = tmp_path / "users.csv"
     users.write_text("email,name\n")

@@ -164,6 +164,7 @@ def test_without_a_grace_a_punctual_tick_runs_and_a_missed_one_never(late: float
         ({"tz": ""}, "the time zone ''"),
         ({"name": "with space"}, "'with space'"),
         ({"grace": timedelta(seconds=-1)}, "a grace of -1 day, 23:59:59"),
+        ({"grace": timedelta.max}, "give a time of zero to 3,650 days"),
     ],
 )
 def test_an_entry_that_makes_no_sense_is_refused_with_a_sentence(entry: dict[str, Any], refusal: str) -> None:

@@ -100,7 +100,20 @@ def test_an_entry_that_this_worker_doesn_t_know_checks_in_without_a_schedule(
     assert ["monitor_config" in check_in for check_in in sentry.check_ins()] == [False, False]
 
 
+def test_entries_whose_names_look_alike_to_sentry_have_monitors_of_their_own(
+    start: StartReporting, sentry: SentryServer
+) -> None:
+    names = ("nightly.report", "nightly-report", "nightly:other")
+    schedule = tuple(Cron(Report(), "30 3 * * *", name=name) for name in names)
+    for name in names:
+        attempt(start(schedule=schedule), Completed(), headers={CRON_HEADER: name})
+    slugs = [check_in["monitor_slug"] for check_in in sentry.check_ins()]
+    assert len(set(slugs)) == 3
+    assert slugs[-1] == "nightly-other"
+
+
 @given(st.text())
 def test_any_entry_has_a_slug_that_sentry_takes(name: str) -> None:
-    assert 0 < len(slug(name)) <= 50
-    assert set(slug(name)) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-")
+    for made in slug(name), slug(name, alone=False):
+        assert 0 < len(made) <= 50
+        assert set(made) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-")

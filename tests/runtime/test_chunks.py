@@ -1,6 +1,7 @@
 """A job in many transactions: it resumes after the last chunk that committed, and no row is worked on twice."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -303,6 +304,23 @@ async def test_a_cursor_of_any_type_comes_back_as_it_was(bench: Bench, kind: Any
     outcome = await bench.run(ChunkedHandler(Count, once_more, cursor=kind), await bench.enqueued(Count()))
     assert isinstance(outcome, Completed)
     assert seen == [None, cursor]
+
+
+@pytest.mark.parametrize(
+    ("kind", "cursor"),
+    [(float, math.inf), (float, math.nan), (tuple[float, int], (math.inf, 1)), (int, "abc"), (int, object())],
+)
+async def test_a_cursor_that_would_not_come_back_is_never_committed(bench: Bench, kind: Any, cursor: Any) -> None:
+    """Infinity is null in JSON, and null is the beginning."""
+
+    async def stepping(job: Count, session: AsyncSession, chunk: Chunk[Any]) -> Step[Any]:
+        await effect(session, str(chunk.cursor))
+        return chunk.step(cursor if chunk.cursor is None else None)
+
+    outcome = await bench.run(ChunkedHandler(Count, stepping, cursor=kind), await bench.enqueued(Count()))
+    assert isinstance(outcome, Dead)
+    assert f"The handler's cursor is a {type(cursor).__name__} that can't be written as JSON" in outcome.error
+    assert await bench.effects() == []
 
 
 async def test_the_chunk_is_told_its_size(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """A chunked job in partitions: each goes through its part of the keys, and the whole completes when all have."""
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -104,6 +105,33 @@ async def test_the_range_is_split_and_each_row_is_worked_on_once(bench: Bench) -
     assert await noted(bench) == nine()
     assert await bench.rows() == 0
     assert await bench.run(handler, parent) == Duplicate({"noted": 9, "sum": 45})
+
+
+async def test_a_bound_that_would_not_come_back_splits_nothing(bench: Bench) -> None:
+    async def at_infinity(_job: Count, _session: AsyncSession, _partitions: int) -> Sequence[float]:
+        return [math.inf]
+
+    async def nothing(_job: Count, _session: AsyncSession, chunk: Chunk[float]) -> Step[float]:
+        return chunk.step(None)
+
+    handler = ChunkedHandler(Count, nothing, cursor=float, partitions=2, split=at_infinity)
+    outcome = await bench.run(handler, await bench.enqueued(Count()))
+    assert isinstance(outcome, Dead)
+    assert "The handler's bound is a float" in outcome.error
+    assert [status for _, status in await state(bench)] == ["dead"]
+
+
+async def test_a_whole_number_among_the_results_of_a_partition_is_refused_since_it_would_be_added_up(
+    bench: Bench,
+) -> None:
+    async def telling(_job: Count, _session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        return chunk.step(None, counts={"n": 1}, result={"version": 7, "is_whole": True, "path": "x"})
+
+    handler = ChunkedHandler(Count, telling, cursor=int, partitions=3, split=thirds, retry=ONCE)
+    _, parts = await parted(bench, handler)
+    outcome = await bench.run(handler, parts[0])
+    assert isinstance(outcome, Dead)
+    assert "has a whole number among its results, and partitions add those up" in outcome.error
 
 
 async def test_looking_is_no_attempt_and_a_cron_monitor_hears_of_the_whole_job_alone(bench: Bench) -> None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import Bench, Note, effect
@@ -123,6 +123,11 @@ async def by_driver_among_others(session: AsyncSession) -> None:
     await raw.driver_connection.execute("select 1; commit; begin")
 
 
+async def by_driver_with_a_chain(session: AsyncSession) -> None:
+    raw: Any = await (await session.connection()).get_raw_connection()
+    await raw.driver_connection.execute("select 1; commit and chain")
+
+
 MISUSES = [
     by_sql,
     by_sql_rollback,
@@ -131,6 +136,7 @@ MISUSES = [
     by_connection,
     by_connection_rollback,
     by_driver_among_others,
+    by_driver_with_a_chain,
 ]
 
 
@@ -161,7 +167,7 @@ async def by_driver_unseen(session: AsyncSession) -> None:
 
 async def by_driver_with_a_transaction_after(session: AsyncSession) -> None:
     raw: Any = await (await session.connection()).get_raw_connection()
-    await raw.driver_connection.execute("select 1; commit and chain")
+    await raw.driver_connection.fetch("commit and chain")
 
 
 @pytest.mark.parametrize("direct", [True, False])
@@ -202,6 +208,69 @@ async def test_a_handlers_own_text_may_speak_of_a_commit(bench: Bench) -> None:
         await session.execute(text("-- commit\nselect 1"))
 
     assert await bench.run(Handler(Note, telling), bench.direct(Note())) == Completed(None)
+
+
+async def test_a_comment_ends_where_postgresql_ends_it(bench: Bench) -> None:
+    async def hinting(job: Note, session: AsyncSession) -> None:
+        await session.execute(text("/*+ SeqScan(x) */ select case when true then 1 else 0 /* none */ end"))
+
+    assert await bench.run(Handler(Note, hinting), bench.direct(Note())) == Completed(None)
+
+
+async def by_set(session: AsyncSession) -> None:
+    await session.execute(text("set search_path = elsewhere, public"))
+
+
+async def by_function(session: AsyncSession) -> None:
+    await session.execute(select(func.set_config("search_path", "elsewhere, public", False)))  # noqa: FBT003 - SQL's own
+
+
+async def by_driver(session: AsyncSession) -> None:
+    raw: Any = await (await session.connection()).get_raw_connection()
+    await raw.driver_connection.execute("set search_path = elsewhere, public")
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("sets", [by_set, by_function, by_driver])
+async def test_a_setting_of_the_session_is_not_handed_on_to_the_next_job(
+    bench: Bench, sets: Misuse, *, once: bool
+) -> None:
+    paths: list[str] = []
+
+    async def setting(job: Note, session: AsyncSession) -> None:
+        await sets(session)
+        paths.append((await session.execute(text("show search_path"))).scalar_one())
+
+    async def looking(job: Note, session: AsyncSession) -> None:
+        paths.append((await session.execute(text("show search_path"))).scalar_one())
+
+    for handler in (Handler(Note, setting, once=once), Handler(Note, looking, once=once)):
+        assert await bench.run(handler, bench.direct(Note())) == Completed(None)
+    assert paths == ["elsewhere, public", '"$user", public']
+
+
+async def test_a_setting_of_the_transaction_costs_no_connection(bench: Bench) -> None:
+    backends: list[int] = []
+
+    async def setting(job: Note, session: AsyncSession) -> None:
+        await session.execute(text("set local search_path = elsewhere, public"))
+        await session.execute(select(func.set_config("search_path", "elsewhere", True)))  # noqa: FBT003 - SQL's own
+        backends.append((await session.execute(text("select pg_backend_pid()"))).scalar_one())
+
+    for _ in range(2):
+        assert await bench.run(Handler(Note, setting), bench.direct(Note())) == Completed(None)
+    assert len(set(backends)) == 1
+
+
+@pytest.mark.parametrize("once", [True, False])
+async def test_a_savepoint_that_is_left_open_commits_with_the_rest(bench: Bench, *, once: bool) -> None:
+    async def leaving(job: Note, session: AsyncSession) -> None:
+        await effect(session, "outside")
+        _ = await session.begin_nested()
+        await effect(session, "within")
+
+    assert await bench.run(Handler(Note, leaving, once=once), bench.direct(Note())) == Completed(None)
+    assert await bench.effects() == ["outside", "within"]
 
 
 async def test_begin_nested_is_fine_however_it_ends(bench: Bench) -> None:

@@ -30,7 +30,7 @@ def demo(
 
     Ends by itself with a table. The exit code is 0 only if every invariant holds.
     """
-    name = os.environ.get("WORKER_APP", cast("str", Settings.model_fields["app"].default))
+    name = os.environ.get("WORKER_APP") or cast("str", Settings.model_fields["app"].default)
     app = load_app(name)
     if not app.demo:
         raise Refusal(f"{name} has no demo; give its App one: demo='module:function'.", WRONG)

@@ -82,6 +82,12 @@ def enqueue(
         raise Refusal("--key needs the outbox, and --direct goes past it; give one of them.", WRONG)
     settings = load_settings()
     handler = _handler(load_app(settings.app), name)
+    if wait and not keeps_run(handler) and settings.keep_result == 0:
+        raise Refusal(
+            f"--wait can't see the end of {name}, whose handler keeps no run, since WORKER_KEEP_RESULT is 0; "
+            "leave --wait out, or let workers keep results.",
+            WRONG,
+        )
     try:
         limit, due_in = timedelta(seconds=timeout), timedelta(seconds=delay) if delay is not None else None
         order = _Order(handler.job.from_payload(payload.encode()), key, job_id, due_in, _moment(at), queue)

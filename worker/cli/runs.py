@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from worker.cli.endings import WRONG, Refusal
 from worker.cli.output import print_json, print_table, printable, shown
@@ -19,6 +19,8 @@ from worker.wire import Unreadable, decode
 
 OTHERWISE = frozenset({"done", "total", "rate", "time_left_s", "partitions", "failures"})
 """Fields that people are shown in lines of their own."""
+DATA = frozenset({"result", "cursor"})
+"""Fields that are the job's own."""
 MAX_ERROR = 100
 """Characters of an error in the list; `worker show` has all of it."""
 
@@ -79,7 +81,9 @@ def _tell(found: Details, fields: dict[str, Any]) -> None:
     if found.entry.done or found.entry.total:
         fields["progress"] = _progress(found.entry)
     for field, value in fields.items():
-        if value not in (None, 0) and field not in OTHERWISE:
+        if field in DATA and value is not None:
+            typer.echo(f"{field:12} {printable(to_json(value).decode())}")
+        elif value not in (None, 0) and field not in OTHERWISE:
             typer.echo(f"{field:12} {shown(value)}")
     for part in found.partitions:
         typer.echo(f"{'partition':12} {printable(part.id)} {part.status:9} {_progress(part)}")

@@ -14,7 +14,7 @@ def schema() -> None:
     Needs no server and no setting but WORKER_APP.
     """
     default: str = Settings.model_fields["app"].default
-    print_json(schemas(load_app(os.environ.get("WORKER_APP", default))))
+    print_json(schemas(load_app(os.environ.get("WORKER_APP") or default)))
 
 
 def schemas(app: App) -> dict[str, object]:

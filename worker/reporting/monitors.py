@@ -1,6 +1,8 @@
 """Sentry's cron monitors. A run of a cron entry is one check-in, however many attempts and workers it takes."""
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from uuid import NAMESPACE_URL, uuid5
 
@@ -23,10 +25,13 @@ class Monitors:
     """
 
     def __init__(self, schedule: Iterable[Cron]) -> None:
+        entries = tuple(schedule)
         self._configs: Mapping[str, MonitorConfig] = {
-            cron.name: {"schedule": {"type": "crontab", "value": cron.crontab}, "timezone": cron.tz}
-            for cron in schedule
+            cron.name: {"schedule": {"type": "crontab", "value": cron.crontab}, "timezone": cron.tz} for cron in entries
         }
+        counted = Counter(slug(entry) for entry in self._configs)
+        self._shared = frozenset(entry for entry in self._configs if counted[slug(entry)] > 1)
+        """Entries whose slug is another's too."""
 
     def begun(self, subject: Subject) -> None:
         """The run goes on. Told at each attempt: an open check-in stays one, and its time to finish begins anew."""
@@ -49,13 +54,17 @@ class Monitors:
         entry = subject.headers.get(CRON_HEADER)
         if entry is not None:
             capture_checkin(
-                monitor_slug=slug(entry),
+                monitor_slug=slug(entry, alone=entry not in self._shared),
                 check_in_id=uuid5(NAMESPACE_URL, f"{subject.job_id}:{subject.enqueued_ms}").hex,
                 status=status,
                 monitor_config=self._configs.get(entry),
             )
 
 
-def slug(entry: str) -> str:
-    """The monitor's slug in Sentry: small letters, digits, dashes and underscores."""
-    return re.sub(r"[^a-z0-9_]+", "-", entry.lower())[:MAX_SLUG].strip("-") or "cron"
+def slug(entry: str, *, alone: bool = True) -> str:
+    """The monitor's slug in Sentry: small letters, digits, dashes and underscores.
+
+    Where it isn't `alone`, a part of a hash tells it from that of another entry, `a.b` from `a-b`.
+    """
+    mark = "" if alone else f"-{hashlib.sha256(entry.encode()).hexdigest()[:8]}"
+    return (re.sub(r"[^a-z0-9_]+", "-", entry.lower())[: MAX_SLUG - len(mark)].strip("-") or "cron") + mark

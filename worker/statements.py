@@ -1,0 +1,94 @@
+"""What a statement does beyond its own work: it ends the transaction, or leaves something in the session. Pure."""
+
+import re
+from collections.abc import Iterator
+from enum import Enum, auto
+from functools import lru_cache
+
+
+class Effect(Enum):
+    """Of a text that may hold several statements: the first of these that holds for one of them."""
+
+    ENDS = auto()
+    """It ends the transaction. A rollback to a savepoint doesn't."""
+    LEAVES = auto()
+    """What it does stays with the session after its transaction: a setting, a temporary table, an advisory lock."""
+    SETS = auto()
+    """It calls set_config, and a parameter says whether that stays."""
+    NONE = auto()
+
+
+MAX_KEPT_CHARACTERS = 4_096
+"""Of a text whose effect is remembered: an application has some hundreds of them, and runs each time and again."""
+
+_ENDS = re.compile(
+    r"(commit|end|abort|prepare\s+transaction|rollback(?!\s+(work\s+|transaction\s+)?to\b))\b", re.IGNORECASE
+)
+_LEAVES = re.compile(
+    r"set\s+(?!local\b|transaction\b|constraints\b)|listen\b|load\b|prepare\b|declare\b.*\bwith\s+hold\b"
+    r"|create\s+(or\s+replace\s+)?((global|local)\s+)?temp(orary)?\b(?!.*\bon\s+commit\s+drop\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+_LEAVES_WITHIN = re.compile(
+    r"\bpg_(try_)?advisory_lock|\bset_config\s*\([^()]*,\s*('f(alse)?'|'off'|false)\s*\)", re.IGNORECASE
+)
+_SETS_WITHIN = re.compile(r"\bset_config\s*\([^()]*\$\d+(::\w+)?\s*\)", re.IGNORECASE)
+
+_BLANK = re.compile(r"(?:\s|;|--[^\n]*(?:\n|\Z))*+")
+_COMMENT = re.compile(r"/\*|\*/")
+_TOKEN = re.compile(r"--[^\n]*|/\*|'[^']*'|\"[^\"]*\"|\$(\w*)\$.*?\$\1\$|;", re.DOTALL)
+
+
+def effect_of(text: str) -> Effect:
+    """The effect of a text, which may hold several statements."""
+    return _remembered(text) if len(text) <= MAX_KEPT_CHARACTERS else _effect_of(text)
+
+
+@lru_cache(maxsize=1_024)
+def _remembered(text: str) -> Effect:
+    return _effect_of(text)
+
+
+def _effect_of(text: str) -> Effect:
+    return min(map(_effect_of_one, _statements(text)), key=lambda effect: effect.value)
+
+
+def _effect_of_one(statement: str) -> Effect:
+    place = _first_word(statement)
+    if _ENDS.match(statement, place):
+        return Effect.ENDS
+    if _LEAVES.match(statement, place) or _LEAVES_WITHIN.search(statement):
+        return Effect.LEAVES
+    return Effect.SETS if _SETS_WITHIN.search(statement) else Effect.NONE
+
+
+def _statements(text: str) -> Iterator[str]:
+    """Each with what stands before it."""
+    start = place = 0
+    while ";" in text[place:-1] and (token := _TOKEN.search(text, place)):
+        place = _end_of_comment(text, token.start()) if token[0] == "/*" else token.end()
+        if token[0] == ";":
+            yield text[start:place]
+            start = place
+    yield text[start:]
+
+
+def _first_word(statement: str) -> int:
+    """Where it begins, behind blanks and comments."""
+    place = 0
+    while True:
+        blank = _BLANK.match(statement, place)
+        place = blank.end() if blank else place
+        if not statement.startswith("/*", place):
+            return place
+        place = _end_of_comment(statement, place)
+
+
+def _end_of_comment(text: str, start: int) -> int:
+    """Behind the comment that begins there. PostgreSQL's hold others."""
+    depth = 0
+    for mark in _COMMENT.finditer(text, start):
+        depth += 1 if mark[0] == "/*" else -1
+        if depth == 0:
+            return mark.end()
+    return len(text)
