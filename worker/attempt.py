@@ -15,7 +15,7 @@ from worker.availability import Availability
 from worker.batch_transaction import BatchTransactor
 from worker.brakes import Brakes, Held
 from worker.call import Work
-from worker.errors import Cancel, Snooze
+from worker.errors import Cancel, SelfCancelled, Snooze
 from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, is_pool_empty, plainly
 from worker.handler import ChunkedHandler, keeps_run
 from worker.outcome import BUSY, Cancelled, Completed, Outcome, Released, Retrying, Snoozed, Yielded
@@ -155,8 +155,11 @@ class Attempt:
             return await self._record(ABORTED)
         # Once the worker stops, whatever a cancelled handler raises is the cancellation's. (A count of cancellations
         # alone proves nothing: in Python 3.11 a TaskGroup that failed leaves one behind.)
-        if is_cancelled() and (isinstance(error, asyncio.CancelledError) or self._hold.is_stopping()):
+        is_cancellation = is_cancelled() and isinstance(error, asyncio.CancelledError)
+        if is_cancelled() and (self._hold.is_stopping() or (is_cancellation and not self._hold.tells_of_stops())):
             return Released("the worker stops")
+        if is_cancellation:
+            error = SelfCancelled()
         match error:
             case Snooze():
                 return await self._record(snoozed(Snoozed(error.delay), error))

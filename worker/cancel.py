@@ -105,6 +105,7 @@ end
 redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id)
 redis.call('ZREM', queue, id)
 redis.call('ZREM', 'arq:abort', id)
+redis.call('ZREM', 'ratchet:leases:' .. queue, id)
 local parking = parking_of(queue, id)
 if parking then redis.call('ZREM', parking, id) end
 return 2

@@ -19,12 +19,17 @@ SUSPECT_WAITS_MS = 1_000
 #
 # Jobs whose lease ran out come first: in the queue they stand behind everything that was due before the lease's end,
 # and with a long backlog a killed worker's jobs would wait for all of it. They are suspects: whoever had them neither
-# ended them nor gave them back, so one of them may have killed it (worker/suspects).
+# ended them nor gave them back, so one of them may have killed it (worker/suspects). One that isn't due any more was
+# put back, or enqueued anew, by somebody who knows nothing of leases.
 #
 # A job that its name's limit keeps from starting is parked: moved out of the queue, with its score, so that no claim
 # meets it again before it may start. A suspect isn't, since only its place in `ratchet:leases` says that it is one.
 # What is asked of limits comes as `worker.limits.Gate.arguments`.
+#
+# A Redis at its maxmemory refuses what may need more, in a script up to its first write. So the first is one that needs
+# none, here, where jobs are settled, and where leases are renewed: or what lies in a full Redis could never leave it.
 CLAIM = """
+redis.call('DEL', 'ratchet:room')
 local want, lease, token, limit = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local page, pages, step, idle_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 local time = redis.call('TIME')
@@ -191,7 +196,7 @@ local function take_expired(queue)
         local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', behind, size)
         if #expired == 0 then return end
         for i, score in ipairs(redis.call('ZMSCORE', queue, unpack(expired))) do
-            if score then
+            if score and tonumber(score) <= now then
                 found[#found + 1], scored[#found + 1] = expired[i], score
             else
                 redis.call('ZREM', leases, expired[i])

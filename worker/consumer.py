@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import arq.worker
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 
 from worker.acknowledgements import Acknowledgements
 from worker.claim import Claim
@@ -47,6 +47,8 @@ GATHER_S = 0.005
 """A few free slots are filled together after this long, rather than one by one: each claim costs as much as a job."""
 
 
+REFUSED_AGAIN_S = 60.0
+"""Between two words of what Redis refuses."""
 POLLS = 0.8, 1.0
 """Of `poll_delay`: never in step with other workers, nor with who enqueues at a pace of its own."""
 
@@ -77,7 +79,7 @@ class Worker(arq.worker.Worker):
         self._hooks: set[asyncio.Task[None]] = set()
         """arq's `after_job_end`, running."""
         self._away_since: float | None = None
-        self._claims_from = 0.0
+        self._claims_from = self._refused_again = 0.0
         self._log = structlog.get_logger("worker.consumer")
 
     @cached_property
@@ -104,6 +106,11 @@ class Worker(arq.worker.Worker):
     def is_stopping(self) -> bool:
         """Whether no new jobs are taken any more."""
         return not self.allow_pick_jobs
+
+    def handle_sig(self, signum: Signals) -> None:
+        """As arq's: cancel all. The jobs can tell why."""
+        self.allow_pick_jobs = False
+        super().handle_sig(signum)
 
     async def main(self) -> None:
         """Serve until told to stop; in burst mode, until nothing that this worker knows is due."""
@@ -203,10 +210,19 @@ class Worker(arq.worker.Worker):
     def _say_trouble(self, error: Exception) -> None:
         if not isinstance(error, RedisError | OSError):
             self._engine.fault(error)
+        elif _is_refusal(error):
+            self._say_refused(error)
         elif self._away_since is None:
             reason = f"{type(error).__name__}: {error}"
             self._log.warning("redis_away", reason=reason, hint="trying until it is back")
             self._away_since = time.monotonic()
+
+    def _say_refused(self, error: Exception) -> None:
+        """Redis is there, and won't: its memory is full, say, or a key belongs to something else."""
+        if time.monotonic() >= self._refused_again:
+            reason = f"{type(error).__name__}: {error}"
+            self._log.error("redis_refuses", reason=reason, hint="what needs it waits; see worker doctor")
+            self._refused_again = time.monotonic() + REFUSED_AGAIN_S
 
     def _say_back(self, away_since: float) -> None:
         """Leases may have run out while Redis was away: living workers renew theirs before anybody claims."""
@@ -314,19 +330,30 @@ class Worker(arq.worker.Worker):
         if not job_ids:
             return
         self._next_abort = time.monotonic() + self.poll_delay_s
-        asked: list[float | None] = await self.pool.zmscore(ABORT_SET, job_ids)
+        try:
+            asked: list[float | None] = await self.pool.zmscore(ABORT_SET, job_ids)
+        except ResponseError as error:  # the key is something else's
+            if not _is_refusal(error):
+                raise
+            self._say_refused(error)
+            return
         for job_id, at in zip(job_ids, asked, strict=True):
             if at is not None and job_id in self.job_tasks:
                 self.aborting_tasks.add(job_id)
                 self.job_tasks[job_id].cancel()
 
     async def record_health(self) -> None:
-        """arq's line, and for `worker status` a word about this worker."""
-        await super().record_health()
-        if time.monotonic() < self._next_beat:
-            return
-        host, pid, running = socket.gethostname(), os.getpid(), len(self.tasks)
-        await beat(self.pool, Heartbeat(self._name, host, pid, self._queues, running, self._started_ms))
+        """arq's line, and for `worker status` a word about this worker. A full Redis takes none, and jobs go on."""
+        try:
+            await super().record_health()
+            if time.monotonic() < self._next_beat:
+                return
+            host, pid, running = socket.gethostname(), os.getpid(), len(self.tasks)
+            await beat(self.pool, Heartbeat(self._name, host, pid, self._queues, running, self._started_ms))
+        except ResponseError as error:
+            if not _is_refusal(error):
+                raise
+            self._say_refused(error)
         self._next_beat = time.monotonic() + min(BEAT_EVERY_S, self.health_check_interval)
 
     async def close(self) -> None:
@@ -342,6 +369,11 @@ class Worker(arq.worker.Worker):
             await self.on_shutdown(self.ctx)
         await self.pool.aclose(close_connection_pool=True)
         self._pool = None
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether Redis itself says no. A replica does so because its primary is elsewhere: that one is away."""
+    return isinstance(error, ResponseError) and not isinstance(error, ReadOnlyError | MasterDownError)
 
 
 class _LeaseHold:
@@ -366,6 +398,9 @@ class _LeaseHold:
 
     def is_aborted(self) -> bool:
         return self._claim.job_id in self._worker.aborting_tasks
+
+    def tells_of_stops(self) -> bool:
+        return True
 
     def shares_slot(self) -> None:
         self._worker.share_slot(self._claim)

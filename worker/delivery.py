@@ -30,7 +30,11 @@ class Hold(Protocol):
         ...
 
     def is_aborted(self) -> bool:
-        """Whether arq's abort asked for this job's end. A cancellation without it means that the worker stops."""
+        """Whether arq's abort asked for this job's end."""
+        ...
+
+    def tells_of_stops(self) -> bool:
+        """Whether `is_stopping` is true before a job is cancelled for that. Else any cancellation may mean a stop."""
         ...
 
     def shares_slot(self) -> None:
@@ -103,6 +107,10 @@ class NoHold:
 
     def is_stopping(self) -> bool:
         """Never: its caller cancels instead."""
+        return False
+
+    def tells_of_stops(self) -> bool:
+        """It doesn't."""
         return False
 
     def is_aborted(self) -> bool:

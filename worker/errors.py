@@ -71,6 +71,15 @@ class SwallowedError(RuntimeError):
         )
 
 
+class SelfCancelled(RuntimeError):
+    """A handler, or what it calls, cancelled the job's own task. A failure like any other."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The handler cancelled its own task, and nobody had asked for it; let it raise an error instead."
+        )
+
+
 class JobTimeout(RuntimeError):
     """A handler ran longer than its policy allows. A failure like any other."""
 

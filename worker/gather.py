@@ -22,6 +22,8 @@ class Batch:
         self.members: list[Member] = []
         self.is_stopping = False
         self._keys: set[tuple[str, int]] = set()
+        self._aborted: set[tuple[str, int]] = set()
+        """Of the same: whose abort was heard."""
         self._bytes = 0
         self._closed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -70,9 +72,13 @@ class Batch:
     def heed(self, work: Work) -> None:
         """A delivery of one of its jobs was cancelled: the worker stops, and all of it is rolled back.
 
-        arq's abort concerns that job alone. It is heeded if the job comes to stand alone; else it came too late.
+        arq's abort concerns that job alone. It is heeded if the job comes to stand alone; else it came too late. A job
+        is cancelled for it once, so what comes after that is the worker's stop.
         """
-        if self._task is not None and not work.delivery.hold.is_aborted():
+        is_abort = work.delivery.hold.is_aborted() and _key(work) not in self._aborted
+        if is_abort:
+            self._aborted.add(_key(work))
+        elif self._task is not None:
             self.is_stopping = True
             self._task.cancel()
 

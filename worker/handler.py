@@ -21,6 +21,10 @@ C = TypeVar("C")
 Isolation: TypeAlias = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 
+LONGEST_LIMIT = timedelta(days=24)
+"""PostgreSQL counts its timeouts in milliseconds, up to 2³¹."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """How a handler is run; the same for every kind of handler."""
@@ -39,8 +43,8 @@ class Policy:
     def __post_init__(self) -> None:
         for limit in ("timeout", "statement_timeout", "lock_timeout"):
             value: timedelta | None = getattr(self, limit)
-            if value is not None and value <= timedelta(0):
-                raise ValueError(f"A handler got {limit}={value}; give a time above zero.")
+            if value is not None and not timedelta(0) < value <= LONGEST_LIMIT:
+                raise ValueError(f"A handler got {limit}={value}; give a time above zero, up to {LONGEST_LIMIT}.")
         if self.max_concurrent is not None and self.max_concurrent < 1:
             raise ValueError(f"A handler got max_concurrent={self.max_concurrent}; give at least 1.")
 

@@ -1,6 +1,7 @@
 """The scripts that renew leases: those whose keys stand, all at once; and those whose keys are gone."""
 
 _HOLD = """
+redis.call('DEL', 'ratchet:room')  -- a full Redis (worker/claim_script.py)
 local time = redis.call('TIME')
 local lease = tonumber(ARGV[1])
 local until_ms = time[1] * 1000 + math.floor(time[2] / 1000) + lease

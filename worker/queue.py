@@ -22,13 +22,16 @@ from worker.wire import Message, encode
 BATCH, BATCH_BYTES = 500, 8 * 1024 * 1024
 """Messages a script call, so that a large one doesn't hold Redis up."""
 
-# As arq's enqueue_job: an id that waits, runs, or has a result is left alone; only a chosen one can. The messages carry
-# no TTL.
+# As arq's enqueue_job: an id that waits, runs, or has a result is left alone; only a chosen one can. An
+# abort of an earlier job of that id isn't meant for this one. The messages carry no TTL.
 ENQUEUE = (
     WAKE
     + """
 local queue, chosen, at, delay = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-if chosen == '1' and redis.call('EXISTS', 'arq:job:' .. ARGV[4], 'arq:result:' .. ARGV[4]) > 0 then return 0 end
+if chosen == '1' then
+    if redis.call('EXISTS', 'arq:job:' .. ARGV[4], 'arq:result:' .. ARGV[4]) > 0 then return 0 end
+    redis.pcall('ZREM', 'arq:abort', ARGV[4])
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local due = at > 0 and at or now + delay

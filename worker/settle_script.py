@@ -18,6 +18,7 @@ RETRY_KEY_TTL_S = 88_400
 SETTLE = (
     WAKE
     + """
+redis.call('DEL', 'ratchet:room')  -- a full Redis (worker/claim_script.py)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local tokens, settled, gone = {}, {}, {}

@@ -36,7 +36,11 @@ def engine_of(worker: arq.worker.Worker, grace: timedelta, *, owns_process: bool
     async def has_more() -> bool:
         """A burst goes on, as arq's does, until the queue is empty; what nobody here can run doesn't count."""
         waiting: int = await worker.pool.zcard(queue)
-        return waiting > len(functions.strangers)
+        if not functions.strangers or waiting > len(functions.strangers):
+            return waiting > 0
+        strangers = list(functions.strangers)  # somebody else may have run some meanwhile
+        scores: list[float | None] = await worker.pool.zmscore(queue, strangers)
+        return waiting > sum(score is not None for score in scores)
 
     return Engine(
         execute=functions.execute,

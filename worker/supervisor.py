@@ -28,7 +28,9 @@ STEADY_S = 60.0
 """A process that lived so long had nothing wrong at its start: its backoff is forgotten."""
 LAST_WORDS_S = 15.0
 """Beyond the grace: for a worker to roll back, hand back and say goodbye."""
-REFUSALS = (2, 3)
+REFUSED = 200
+"""What a worker adds to its exit code if it has a supervisor: a job that ends its process may do so with 2 or 3."""
+REFUSALS = (202, 203)
 """Exit codes that no restart mends: wrong settings, or a server that refuses us (worker/cli/endings.py)."""
 
 
@@ -99,10 +101,10 @@ class Supervisor:
                 self._log.info("process_recycled", pid=pid)
                 continue
             if code in REFUSALS and not is_steady:
-                self._log.error("process_refused", pid=pid, code=code, hint="no restart mends that; all end")
-                self._refusal = code
+                self._log.error("process_refused", pid=pid, code=code - REFUSED, hint="no restart mends that; all end")
+                self._refusal = code - REFUSED
                 self._stop(SIGTERM)
-                return code
+                return self._refusal
             deaths = 1 if is_steady else deaths + 1
             delay_s = BACKOFF.delay(deaths).total_seconds()
             self._log.warning("process_died", pid=pid, **_how(code), restart_in_s=round(delay_s, 3))
@@ -155,6 +157,8 @@ class Supervisor:
 def _exit_code(code: int) -> int:
     if code in {-SIGTERM, -SIGINT}:  # told to stop before it had begun to work
         return 0
+    if code in REFUSALS:
+        return code - REFUSED
     return code if code >= 0 else 128 - code
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.consumer.conftest import Effects, Work
 from tests.consumer.jobs import PING, Gate, Ping, Pong, calling, leave_effect
+from tests.support.waiting import wait_until
 from worker.handler import Handler
 from worker.outbox import enqueue
 from worker.outcome import Cancelled, Completed
@@ -112,3 +113,21 @@ async def test_whatever_lies_in_the_abort_set_harms_nobody(arq: ArqRedis, work: 
         assert worker.faults == []
     assert await arq.zrange(ABORT_SET, 0, -1) == [b"\xff\xfe", b"unknown"]
     await arq.delete(ABORT_SET)
+
+
+async def test_an_abort_that_came_too_late_is_none_of_the_next_job_of_its_id(
+    arq: ArqRedis, work: Work, effects: Effects
+) -> None:
+    async with work(PING) as worker:
+        await Queue(arq).enqueue(Ping(), job_id="a")
+        assert isinstance(await worker.outcome("a"), Completed)
+        assert not await job_of(arq, "a").abort(timeout=10, poll_delay=0.02)
+        await arq.delete("arq:result:a")  # as after an hour
+        await Queue(arq).enqueue(Ping(), job_id="a")
+
+        async def are_two() -> bool:
+            return len(worker.of("a")) == 2
+
+        await wait_until(are_two)
+    assert all(isinstance(outcome, Completed) for outcome in worker.of("a"))
+    assert await effects() == ["a", "a"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis
 from arq.jobs import Job as ArqJob
-from arq.worker import Retry
+from arq.worker import Function, Retry
 
 from tests.consumer.mixed import ran, run
 from tests.support.waiting import wait_until
@@ -210,3 +210,41 @@ async def test_beside_a_stock_worker_on_one_queue_each_job_runs_once(
     assert sorted(by_whom) == sorted(f"job-{n}" for n in range(2_000)), log.read_text()
     assert set(by_whom.values()) == {(os.getpid(),), (process.pid,)}
     assert ours.jobs_complete == sum(pids == (os.getpid(),) for pids in by_whom.values())
+
+
+async def test_a_function_that_cancels_its_own_task_uses_up_its_tries(arq: ArqRedis, make: Make) -> None:
+    tries: list[int] = []
+
+    async def cancelling(ctx: dict[Any, Any]) -> None:
+        tries.append(ctx["job_try"])
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    await arq.enqueue_job("cancelling", _job_id="a")
+    worker = make(
+        Function("cancelling", cancelling, timeout_s=None, keep_result_s=None, keep_result_forever=None, max_tries=3)
+    )
+    await worker.main()
+    assert tries == [1, 2, 3]
+    assert worker.jobs_failed == 1
+
+
+async def test_a_burst_waits_for_a_known_job_though_somebody_else_did_an_unknown_one(arq: ArqRedis, make: Make) -> None:
+    done: list[str] = []
+
+    async def first(_ctx: dict[Any, Any]) -> None:
+        await arq.zrem("arq:queue", "unknown")
+        await arq.delete("arq:job:unknown")
+        await arq.enqueue_job("second", _defer_by=0.2)
+        done.append("first")
+
+    async def second(_ctx: dict[Any, Any]) -> None:
+        done.append("second")
+
+    first.__qualname__, second.__qualname__ = "first", "second"
+    await arq.enqueue_job("nobodys", _job_id="unknown")
+    await arq.enqueue_job("first", _defer_by=0.2)
+    await make(first, second).main()
+    assert done == ["first", "second"]

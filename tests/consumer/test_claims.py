@@ -3,11 +3,13 @@
 import time
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from tests.support.waiting import wait_until
+from worker.cancel import TAKE_MESSAGE
 from worker.claim import Claim, readable_id
 from worker.claim_script import PAGE, PAGES
 from worker.claims import Claims
@@ -214,6 +216,25 @@ async def has_expired(redis: Redis, claim: Claim) -> bool:
 
 
 BRIEF_MS = 50
+
+
+@pytest.mark.parametrize("by", ["cancel", "stock worker"])
+async def test_a_lease_that_somebody_else_has_ended_brings_no_job_before_its_time(
+    redis: Redis, claims: Claims, by: str
+) -> None:
+    """Who cancels, and a stock arq worker that takes over and retries later, leave the lease's entry behind."""
+    await put(redis, "a", b"first")
+    [claim] = await Claims(redis, timedelta(milliseconds=BRIEF_MS)).take([QUEUE], 1, "killed")
+    await wait_until(partial(has_expired, redis, claim))
+    if by == "cancel":
+        take: Any = redis.register_script(TAKE_MESSAGE)
+        assert await take(keys=[QUEUE], args=["a", b"first", 0]) == 2
+        assert await redis.exists(f"ratchet:leases:{QUEUE}") == 0
+    await put(redis, "a", b"second", due_ms=await now_ms(redis) + 3_600_000)
+    assert await claims.take([QUEUE], 1, "me") == []
+    await redis.zadd(QUEUE, {"a": 1})
+    [again] = await claims.take([QUEUE], 1, "me")
+    assert not again.is_suspect
 
 
 async def test_what_a_lease_ran_out_under_is_a_suspect_until_it_comes_through(redis: Redis) -> None:

@@ -429,8 +429,8 @@ async def first_deploy(stage: Stage) -> Asked:
 async def aborted(stage: Stage) -> Asked:
     """By arq's client, before it began: whoever takes it knows, though the one before has died of it."""
     job_id = uuid4().hex
+    await Queue(stage.redis).enqueue(Play(), job_id=job_id, delay=timedelta(milliseconds=200))
     await stage.redis.zadd(ABORT_SET, {job_id: 1})
-    await Queue(stage.redis).enqueue(Play(), job_id=job_id)
     return Asked([], [job_id], statuses=["cancelled"])
 
 

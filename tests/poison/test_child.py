@@ -9,6 +9,7 @@ from os import close, pipe
 
 import pytest
 
+from tests.runtime.bench import Grip
 from worker.app import App
 from worker.delivery import Delivery, NoHold
 from worker.reporting.observer import Observers
@@ -43,6 +44,28 @@ async def test_a_child_that_isnt_understood_is_no_death_of_its_job(monkeypatch: 
     for end in lifeline, held:
         close(end)
     assert not died.value.death.was_ready
+
+
+@pytest.mark.parametrize("aborted", [False, True])
+async def test_one_that_answers_nothing_is_killed_when_the_worker_stops_though_it_was_aborted_before(
+    monkeypatch: pytest.MonkeyPatch, *, aborted: bool
+) -> None:
+    monkeypatch.setattr(module, "LAST_WORDS_S", 0)
+    lifeline, held = pipe()
+    raw, grip = encode(MESSAGE), Grip(aborted=aborted)
+    child = Child([sys.executable, "-c", "import time; time.sleep(60)"], lifeline, timedelta(seconds=60))
+    running = asyncio.create_task(child.run(Suspect(Delivery("a", "arq:queue", raw, grip, 1, 1), raw, MESSAGE, 1)))
+    await asyncio.sleep(0)
+    running.cancel()
+    if aborted:
+        await asyncio.sleep(0)
+        grip.stopping = True
+        running.cancel()
+    with pytest.raises(ProcessDeath):
+        await asyncio.wait_for(running, 10)
+    await child.life
+    for end in lifeline, held:
+        close(end)
 
 
 async def test_an_answer_that_comes_when_its_job_has_ended_ends_nobody() -> None:

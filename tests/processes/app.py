@@ -30,6 +30,12 @@ class Thread(Job, name="thread"):
     """Leaves a thread behind that doesn't end."""
 
 
+class Leave(Job, name="leave"):
+    """Ends its process with a code that means a refusal, where a command ends with it."""
+
+    code: int
+
+
 HOARD: list[bytes] = []
 
 
@@ -47,10 +53,14 @@ async def thread(job: Thread, session: AsyncSession) -> None:
     threading.Thread(target=time.sleep, args=(3600,)).start()
 
 
+async def leave(job: Leave, session: AsyncSession) -> None:
+    os._exit(job.code)
+
+
 async def _leave_effect(session: AsyncSession) -> None:
     await session.execute(text("INSERT INTO effect VALUES (:pid)"), {"pid": os.getpid()})
     loop = type(asyncio.get_running_loop()).__module__
     structlog.get_logger("test").warning("began", pid=os.getpid(), loop=loop)
 
 
-app = App(handlers=(Handler(Step, step), Handler(Wait, wait), Handler(Thread, thread)))
+app = App(handlers=(Handler(Step, step), Handler(Wait, wait), Handler(Thread, thread), Handler(Leave, leave)))

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from redis import Redis as SyncRedis
 
-from tests.processes.app import Thread, Wait
+from tests.processes.app import Leave, Thread, Wait
 from tests.processes.conftest import LOCK, Effects, Enqueue, Locked, Run, children, wait_until_gone
 from tests.support.waiting import wait_until
 from worker.dev import EmbeddedPostgres
@@ -51,6 +51,16 @@ async def test_a_killed_process_is_replaced_and_its_job_is_done_once(
     assert victim not in await effects()
     assert await worker.stop() == 0
     await wait_until_gone(victim, successor)
+
+
+async def test_a_job_that_ends_its_process_with_a_code_of_refusals_ends_no_other(run: Run, enqueued: Enqueue) -> None:
+    worker = await run()
+    await children(worker)
+    await enqueued(Leave(code=2))
+    await worker.wait_for("process_died", code=2)
+    *_, successor = await children(worker, count=3)
+    assert await worker.stop() == 0
+    await wait_until_gone(successor)
 
 
 async def test_when_the_supervisor_is_killed_its_processes_end_in_order(

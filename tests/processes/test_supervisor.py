@@ -14,7 +14,7 @@ from tests.support.waiting import wait_until
 from worker import supervisor
 from worker.cli.endings import AWAY, WRONG
 from worker.cli.run import loop_factory
-from worker.supervisor import REFUSALS, Plan, Supervisor
+from worker.supervisor import REFUSALS, REFUSED, Plan, Supervisor
 
 PATIENCE_S = 20
 
@@ -31,7 +31,7 @@ async def supervise(plan: Plan) -> int:
 
 
 async def test_who_dies_is_started_again_later_and_later(tmp_path: Path) -> None:
-    command = counting(tmp_path, "sys.exit(70 if n < 5 else 2)")
+    command = counting(tmp_path, "sys.exit(70 if n < 5 else 202)")
     with capture_logs() as logged:
         assert await supervise(Plan(command, processes=1, grace_s=1)) == 2
     died = [line for line in logged if line["event"] == "process_died"]
@@ -42,13 +42,13 @@ async def test_who_dies_is_started_again_later_and_later(tmp_path: Path) -> None
 
 async def test_one_that_ends_at_once_is_no_recycled_one_whatever_its_code(tmp_path: Path) -> None:
     with capture_logs() as logged:
-        assert await supervise(Plan(counting(tmp_path, "sys.exit(0 if n < 4 else 2)"), processes=1, grace_s=1)) == 2
+        assert await supervise(Plan(counting(tmp_path, "sys.exit(0 if n < 4 else 202)"), processes=1, grace_s=1)) == 2
     assert [line["code"] for line in logged if line["event"] == "process_died"] == [0] * 3
 
 
 async def test_backoff_is_forgotten_by_one_that_lived_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even a refusal is no reason to end all then: it may have passed."""
-    command = counting(tmp_path, "sys.exit(3) if n < 12 else os.kill(os.getppid(), signal.SIGTERM) or time.sleep(60)")
+    command = counting(tmp_path, "sys.exit(203) if n < 12 else os.kill(os.getppid(), signal.SIGTERM) or time.sleep(60)")
     monkeypatch.setattr(supervisor, "STEADY_S", 0.0)
     with capture_logs() as logged:
         assert await supervise(Plan(command, processes=1, grace_s=1)) == 0
@@ -91,7 +91,7 @@ def test_a_signal_without_a_name_is_told_by_its_number() -> None:
 
 
 def test_its_refusals_are_the_commands() -> None:
-    assert REFUSALS == (WRONG, AWAY)
+    assert REFUSALS == (REFUSED + WRONG, REFUSED + AWAY)
 
 
 @pytest.mark.parametrize("installed", [True, False])

@@ -75,12 +75,15 @@ def test_the_table_cant_be_changed() -> None:
 @pytest.mark.parametrize("limit", ["timeout", "statement_timeout", "lock_timeout"])
 def test_a_limit_is_above_zero(limit: str) -> None:
     wrong: dict[str, Any] = {limit: timedelta(0)}
+    long: dict[str, Any] = {limit: timedelta(days=30)}
     with pytest.raises(ValueError, match=f"{limit}=0:00:00; give a time above zero"):
         Handler(Pay, do, **wrong)
     with pytest.raises(ValueError, match=limit):
         ChunkedHandler(Ship, count, cursor=int, **wrong)
     with pytest.raises(ValueError, match=limit):
         BatchHandler(Ship, ship_many, **wrong)
+    with pytest.raises(ValueError, match=f"{limit}=30 days, 0:00:00; give a time above zero, up to 24 days"):
+        Handler(Pay, do, **long)
 
 
 def test_a_chunk_has_at_least_one_row() -> None:

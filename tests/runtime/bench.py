@@ -59,6 +59,7 @@ class Grip:
     aborted: bool = False
     begun: list[timedelta] = field(default_factory=list[timedelta])
     shares: bool = False
+    tells: bool = False
 
     async def is_ours(self) -> bool:
         return self.ours
@@ -71,6 +72,9 @@ class Grip:
 
     def is_aborted(self) -> bool:
         return self.aborted
+
+    def tells_of_stops(self) -> bool:
+        return self.tells
 
     def shares_slot(self) -> None:
         self.shares = True

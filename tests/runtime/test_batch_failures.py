@@ -410,6 +410,22 @@ async def test_a_commit_under_way_is_not_cancelled(bench: Bench) -> None:
     assert await bench.effects() == ["0", "1"]
 
 
+async def test_a_batch_whose_members_were_all_aborted_is_rolled_back_when_the_worker_stops(bench: Bench) -> None:
+    grips = [Grip() for _ in range(3)]
+    running = Running(bench, await enqueued(bench, 3), grips)
+    await running.reached.wait()
+    for grip, task in zip(grips, running.tasks, strict=True):
+        grip.aborted = True
+        task.cancel()
+    await asyncio.sleep(0)
+    for grip, task in zip(grips, running.tasks, strict=True):
+        grip.stopping = True
+        task.cancel()
+    async with asyncio.timeout(LONG.total_seconds()):
+        await running.outcomes()
+    assert await bench.effects() == []
+
+
 @pytest.mark.parametrize("place", [0, 1])
 async def test_an_abort_of_one_comes_too_late_once_its_batch_is_under_way(bench: Bench, place: int) -> None:
     grips = [Grip() for _ in range(3)]

@@ -53,6 +53,24 @@ async def test_a_failure_rolls_back_and_writes_attempt_error_and_next_time(bench
     assert await bench.rows() == 1
 
 
+@pytest.mark.parametrize("once", [True, False])
+async def test_a_handler_that_cancels_its_own_task_has_failed(bench: Bench, *, once: bool) -> None:
+    """It would be run again without end, if that were taken for a worker that stops."""
+
+    async def cancelling(job: Note, session: AsyncSession) -> None:
+        await effect(session, "work")
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    handler = Handler(Note, cancelling, retry=RetryPolicy(attempts=1), once=once)
+    outcome = await bench.run(handler, await bench.enqueued(Note(), hold=Grip(tells=True)))
+    assert isinstance(outcome, Dead)
+    assert outcome.error.startswith("SelfCancelled: The handler cancelled its own task")
+    assert await bench.effects() == []
+
+
 async def test_each_failure_is_kept_with_its_traceback_and_worker(bench: Bench) -> None:
     delivery = await bench.enqueued(Note())
     for _ in range(2):

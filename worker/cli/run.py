@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.app import App
 from worker.broker import connect_broker
-from worker.cli.endings import FAILED, WRONG, Refusal, ending
+from worker.cli.endings import AWAY, FAILED, WRONG, Refusal, ending
 from worker.cli.loading import load_app
 from worker.cli.reach import engine_of, reach_database, reach_redis
 from worker.database import DatabaseAway
@@ -30,7 +30,7 @@ from worker.reporting.observer import Observer
 from worker.reporting.start import start_reporting
 from worker.runtime import run_worker
 from worker.settings import Settings, load_settings
-from worker.supervisor import LAST_WORDS_S, Plan, become_supervisor
+from worker.supervisor import LAST_WORDS_S, REFUSED, Plan, become_supervisor
 
 SWITCH_INTERVAL_S = 0.0005
 """How long the event loop waits for a thread that computes, at most; Python's own is ten times as long. With that to
@@ -57,6 +57,24 @@ def run(  # noqa: PLR0917 - typer gives them by name
     Then nothing more is claimed, running jobs get a grace period (WORKER_SHUTDOWN_GRACE), and what still runs is rolled
     back and handed to other workers. A server that is away is waited for, now and at any time.
     """
+    try:
+        _run(app, queue, concurrency, processes, burst=burst, lifeline=lifeline)
+    except Exception as error:
+        code, sentence = ending(error)
+        if lifeline is None or code not in {WRONG, AWAY}:
+            raise
+        raise Refusal(sentence, REFUSED + code) from error
+
+
+def _run(
+    app: str | None,
+    queue: list[str] | None,
+    concurrency: int | None,
+    processes: int | None,
+    *,
+    burst: bool,
+    lifeline: int | None,
+) -> None:
     settings = load_settings(
         app=app, queues=tuple(queue) if queue else None, concurrency=concurrency, processes=processes
     )

@@ -106,7 +106,7 @@ class Child:
             except asyncio.CancelledError:
                 aborted = hold.is_aborted()
                 self._send(frames.Cancel(number, aborted))
-                if not aborted:  # the worker stops
+                if hold.is_stopping() or not aborted:  # the worker stops
                     asyncio.get_running_loop().call_later(LAST_WORDS_S, self.kill)
         answer_cancellation()
         return ended.result()

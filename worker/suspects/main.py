@@ -67,7 +67,7 @@ async def serve(app: App, settings: Settings, observer: Observer, channel: socke
             writer.write(frames.pack(frames.Ready()))
             async for frame in frames.read(reader):
                 ward.hear(frame)
-            await cancel_all(ward.tasks.values())
+            await ward.end()
     finally:
         writer.close()
         await availability.close()
@@ -85,11 +85,17 @@ class _Ward:
         self._was_told_to_stop = False
         self.tasks: dict[int, asyncio.Task[Report]] = {}
 
+    async def end(self) -> None:
+        """The worker is gone, or wants no more."""
+        self._was_told_to_stop = True
+        await cancel_all(self.tasks.values())
+
     def hear(self, frame: frames.Frame) -> None:
         match frame:
             case frames.Start(number):
                 self._start(number, frame)
             case frames.Cancel(number, aborted):
+                self._was_told_to_stop |= not aborted
                 if number in self.tasks:
                     self._holds[number].aborted |= aborted
                     self.tasks[number].cancel()
@@ -147,6 +153,9 @@ class _Hold:
 
     def is_aborted(self) -> bool:
         return self.aborted
+
+    def tells_of_stops(self) -> bool:
+        return True
 
     def shares_slot(self) -> None:
         """The worker doesn't mind: the suspect has a slot of its own."""
