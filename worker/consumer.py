@@ -78,6 +78,7 @@ class Worker(arq.worker.Worker):
         """Jobs that wait in a batch of another, which has the slot."""
         self._hooks: set[asyncio.Task[None]] = set()
         """arq's `after_job_end`, running."""
+        self._main: asyncio.Task[Any] | None = None
         self._away_since: float | None = None
         self._claims_from = self._refused_again = 0.0
         self._log = structlog.get_logger("worker.consumer")
@@ -104,8 +105,8 @@ class Worker(arq.worker.Worker):
         self._wake.set()
 
     def is_stopping(self) -> bool:
-        """Whether no new jobs are taken any more."""
-        return not self.allow_pick_jobs
+        """Whether no new jobs are taken any more. A loop that ends cancels `main` and the jobs in one go."""
+        return not self.allow_pick_jobs or (self._main is not None and self._main.cancelling() > 0)
 
     def handle_sig(self, signum: Signals) -> None:
         """As arq's: cancel all. The jobs can tell why."""
@@ -114,6 +115,7 @@ class Worker(arq.worker.Worker):
 
     async def main(self) -> None:
         """Serve until told to stop; in burst mode, until nothing that this worker knows is due."""
+        self._main = asyncio.current_task()
         if self._pool is None:
             self._pool = await connect(self)
         async with attending(self._engine, self.pool, self._name, None if self.burst else self.wake):

@@ -103,7 +103,8 @@ async def test_a_job_whose_function_is_unknown_waits_for_a_worker_that_knows_it(
     assert await result(arq, "mine") == 42
 
 
-async def test_a_try_that_ends_since_the_worker_stops_is_not_counted(arq: ArqRedis, make: Make) -> None:
+@pytest.mark.parametrize("by", ["signal", "the end of the loop"])
+async def test_a_try_that_ends_since_the_worker_stops_is_not_counted(arq: ArqRedis, make: Make, by: str) -> None:
     began, tries = asyncio.Event(), list[int]()
 
     async def wait(ctx: dict[Any, Any]) -> None:
@@ -118,7 +119,11 @@ async def test_a_try_that_ends_since_the_worker_stops_is_not_counted(arq: ArqRed
     first.main_task = asyncio.create_task(first.main())
     await began.wait()
     assert (await arq.get("arq:in-progress:mine")).decode().startswith(first._name)
-    first.handle_sig(signal.SIGTERM)
+    if by == "signal":
+        first.handle_sig(signal.SIGTERM)
+    else:  # as asyncio.run does
+        for task in (*first.tasks.values(), first.main_task):
+            task.cancel()
     await asyncio.gather(first.main_task, return_exceptions=True)
     await first._all_told()
     assert first.jobs_retried == 1
