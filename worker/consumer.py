@@ -5,8 +5,8 @@ import os
 import random
 import socket
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property, partial
@@ -226,6 +226,16 @@ class Worker(arq.worker.Worker):
             self._log.error("redis_refuses", reason=reason, hint="what needs it waits; see worker doctor")
             self._refused_again = time.monotonic() + REFUSED_AGAIN_S
 
+    @contextmanager
+    def _bearing_refusals(self) -> Generator[None]:
+        """For what a worker can do without."""
+        try:
+            yield
+        except ResponseError as error:
+            if not _is_refusal(error):
+                raise
+            self._say_refused(error)
+
     def _say_back(self, away_since: float) -> None:
         """Leases may have run out while Redis was away: living workers renew theirs before anybody claims."""
         self._log.warning("redis_back")
@@ -332,30 +342,21 @@ class Worker(arq.worker.Worker):
         if not job_ids:
             return
         self._next_abort = time.monotonic() + self.poll_delay_s
-        try:
+        with self._bearing_refusals():
             asked: list[float | None] = await self.pool.zmscore(ABORT_SET, job_ids)
-        except ResponseError as error:  # the key is something else's
-            if not _is_refusal(error):
-                raise
-            self._say_refused(error)
-            return
-        for job_id, at in zip(job_ids, asked, strict=True):
-            if at is not None and job_id in self.job_tasks:
-                self.aborting_tasks.add(job_id)
-                self.job_tasks[job_id].cancel()
+            for job_id, at in zip(job_ids, asked, strict=True):
+                if at is not None and job_id in self.job_tasks:
+                    self.aborting_tasks.add(job_id)
+                    self.job_tasks[job_id].cancel()
 
     async def record_health(self) -> None:
         """arq's line, and for `worker status` a word about this worker. A full Redis takes none, and jobs go on."""
-        try:
+        with self._bearing_refusals():
             await super().record_health()
             if time.monotonic() < self._next_beat:
                 return
             host, pid, running = socket.gethostname(), os.getpid(), len(self.tasks)
             await beat(self.pool, Heartbeat(self._name, host, pid, self._queues, running, self._started_ms))
-        except ResponseError as error:
-            if not _is_refusal(error):
-                raise
-            self._say_refused(error)
         self._next_beat = time.monotonic() + min(BEAT_EVERY_S, self.health_check_interval)
 
     async def close(self) -> None:

@@ -30,7 +30,7 @@ LAST_WORDS_S = 15.0
 """Beyond the grace: for a worker to roll back, hand back and say goodbye."""
 REFUSED = 200
 """What a worker adds to its exit code if it has a supervisor: a job that ends its process may do so with 2 or 3."""
-REFUSALS = (202, 203)
+REFUSALS = (REFUSED + 2, REFUSED + 3)
 """Exit codes that no restart mends: wrong settings, or a server that refuses us (worker/cli/endings.py)."""
 
 

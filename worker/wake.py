@@ -39,9 +39,11 @@ async def listen_for_wakes(redis: Redis, wake: Callable[[], None]) -> None:
             connection = await pool.get_connection()
             try:
                 await connection.send_command("SUBSCRIBE", CHANNEL)
+                await connection.read_response(push_request=True)  # raises where we may not
                 if is_lost:
                     log.warning("listening_for_wakes_again")
                 is_lost = False
+                wake()  # for what was said before
                 await _hear(connection, wake)
             finally:
                 await connection.disconnect(nowait=True)  # nobody else can use one that is subscribed
@@ -64,5 +66,5 @@ async def _hear(connection: Any, wake: Callable[[], None]) -> NoReturn:
         is_asked = told is None
         if told is None:
             await connection.send_command("PING")
-        elif told[0] in {b"message", b"subscribe"}:  # the latter for what was said before
+        elif told[0] == b"message":
             wake()

@@ -49,6 +49,11 @@ Effects = Callable[[], Awaitable[list[str]]]
 Logged = Sequence[MutableMapping[str, Any]]
 
 
+def redis_events(logged: Logged) -> list[str]:
+    """What was said of Redis."""
+    return [line["event"] for line in logged if str(line["event"]).startswith("redis_")]
+
+
 class Burst(Protocol):
     async def __call__(self, *handlers: AnyHandler, **settings: Any) -> Told:
         """Run a worker until nothing that it knows is due."""

@@ -10,7 +10,7 @@ from arq.connections import ArqRedis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from tests.consumer.conftest import Effects, Logged, Work
+from tests.consumer.conftest import Effects, Logged, Work, redis_events
 from tests.consumer.jobs import PING, Gate, Ping, calling
 from tests.consumer.redis_proxy import RedisProxy, sha_of
 from tests.support.waiting import wait_until
@@ -26,10 +26,6 @@ from worker.settle_script import SETTLE
 @pytest.fixture(autouse=True)
 def quick_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consumer, "AWAY_DELAY_S", 0.02)
-
-
-def events(logged: Logged) -> list[str]:
-    return [line["event"] for line in logged if str(line["event"]).startswith("redis_")]
 
 
 async def is_said(logged: Logged, event: str) -> None:
@@ -49,7 +45,7 @@ async def test_at_the_start_it_waits_and_says_so_once(
         await is_said(logged, "redis_away")
         await proxy.back()
         await worker.outcome(job_id)
-    assert events(logged) == ["redis_away", "redis_back"]
+    assert redis_events(logged) == ["redis_away", "redis_back"]
     assert worker.faults == []
     assert await effects() == [job_id]
 
@@ -69,7 +65,7 @@ async def test_in_flight_the_running_job_ends_and_is_a_duplicate_later(
         await proxy.back()
         assert await worker.outcome("waiting") == Completed("opened")
         assert await worker.outcome("running", count=2) == Duplicate("opened")
-    assert events(logged) == ["redis_away", "redis_back"]
+    assert redis_events(logged) == ["redis_away", "redis_back"]
     assert worker.faults == []
     assert await effects() == ["running", "waiting"]
 

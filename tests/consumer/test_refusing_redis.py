@@ -7,16 +7,12 @@ import pytest
 from arq.connections import ArqRedis
 from redis.exceptions import OutOfMemoryError
 
-from tests.consumer.conftest import Effects, Logged, Work
+from tests.consumer.conftest import Effects, Logged, Work, redis_events
 from tests.consumer.jobs import PING, Gate, Ping, calling
 from tests.support.waiting import wait_until
 from worker.outcome import Completed
 from worker.queue import Queue
 from worker.wire import ABORT_SET
-
-
-def events(logged: Logged) -> list[str]:
-    return [line["event"] for line in logged if str(line["event"]).startswith("redis_")]
 
 
 @pytest.fixture
@@ -46,7 +42,7 @@ async def test_what_lies_in_a_full_redis_is_carried_out_and_leaves_it(
         await wait_until(all_are_done)
         await wait_until(is_empty)
     assert len(await effects()) == 20
-    assert events(logged) == ["redis_refuses"]
+    assert redis_events(logged) == ["redis_refuses"]
 
 
 async def test_an_abort_set_that_is_something_else_is_told_once_and_stops_nothing(
@@ -61,7 +57,7 @@ async def test_an_abort_set_that_is_something_else_is_told_once_and_stops_nothin
             await gate.reached.wait()
 
         async def is_told() -> bool:
-            return events(logged) != []
+            return redis_events(logged) != []
 
         await wait_until(is_told)
         gate.opened.set()
@@ -70,5 +66,5 @@ async def test_an_abort_set_that_is_something_else_is_told_once_and_stops_nothin
         assert later is not None
         assert await worker.outcome(later) == Completed("opened")
     await arq.delete(ABORT_SET)
-    assert events(logged) == ["redis_refuses"]
+    assert redis_events(logged) == ["redis_refuses"]
     assert await effects() == [job_id, later]

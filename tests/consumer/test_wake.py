@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from arq.connections import ArqRedis
@@ -203,6 +204,29 @@ async def test_a_word_is_heard_in_either_of_rediss_protocols_and_so_is_silence(
     listener.cancel()
     await asyncio.gather(listener, return_exceptions=True)
     await client.aclose()
+
+
+async def test_a_listener_that_may_not_listen_says_so_once(
+    redis: Redis, redis_url: str, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.wake.LISTEN_AGAIN_S", 0.02)
+    await redis.acl_setuser("deaf", enabled=True, nopass=True, keys=["*"], commands=["+@all"], channels=[])
+    parts = urlsplit(redis_url)
+    client, woken = connect_broker(parts._replace(netloc=f"deaf:any@{parts.netloc}").geturl()), asyncio.Event()
+    listener = asyncio.create_task(listen_for_wakes(client, woken.set))
+
+    async def was_refused_again() -> bool:
+        stats: dict[str, dict[str, int]] = await redis.info("commandstats")
+        return stats.get("cmdstat_subscribe", {"rejected_calls": 0})["rejected_calls"] >= 3
+
+    await redis.config_resetstat()
+    await wait_until(was_refused_again)
+    listener.cancel()
+    await asyncio.gather(listener, return_exceptions=True)
+    await client.aclose()
+    await redis.acl_deluser("deaf")
+    assert [line["event"] for line in logged] == ["not_listening_for_wakes"]
+    assert not woken.is_set()
 
 
 async def test_a_hundred_jobs_cost_redis_at_most_three_commands_each_with_those_inside_scripts(

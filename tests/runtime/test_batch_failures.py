@@ -341,6 +341,7 @@ class Running:
         self.reached = asyncio.Event()
         self.opened = asyncio.Event()
         self.sizes: list[int] = []
+        self._grips = grips
         executor = bench.executor(batches_of(len(deliveries), self._wait))
         self.tasks = [asyncio.create_task(executor.execute(each)) for each in with_grips(deliveries, grips)]
 
@@ -350,6 +351,16 @@ class Running:
         self.reached.set()
         await self.opened.wait()
         return [job.text for job in jobs]
+
+    def abort(self) -> None:
+        for grip, task in zip(self._grips, self.tasks, strict=True):
+            grip.aborted = True
+            task.cancel()
+
+    def stop(self) -> None:
+        for grip, task in zip(self._grips, self.tasks, strict=True):
+            grip.stopping = True
+            task.cancel()
 
     async def outcomes(self) -> list[object]:
         return [(await task).outcome for task in self.tasks]
@@ -366,9 +377,7 @@ async def test_a_worker_that_stops_rolls_the_batch_back_and_puts_all_back(bench:
     grips = [Grip() for _ in range(3)]
     running = Running(bench, await enqueued(bench, 3), grips)
     await running.reached.wait()
-    for grip, task in zip(grips, running.tasks, strict=True):
-        grip.stopping = True
-        task.cancel()
+    running.stop()
     assert await running.outcomes() == [Released("the worker stops")] * 3
     assert await bench.effects() == []
     assert await bench.runs() == []
@@ -414,13 +423,9 @@ async def test_a_batch_whose_members_were_all_aborted_is_rolled_back_when_the_wo
     grips = [Grip() for _ in range(3)]
     running = Running(bench, await enqueued(bench, 3), grips)
     await running.reached.wait()
-    for grip, task in zip(grips, running.tasks, strict=True):
-        grip.aborted = True
-        task.cancel()
+    running.abort()
     await asyncio.sleep(0)
-    for grip, task in zip(grips, running.tasks, strict=True):
-        grip.stopping = True
-        task.cancel()
+    running.stop()
     async with asyncio.timeout(LONG.total_seconds()):
         await running.outcomes()
     assert await bench.effects() == []

@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
@@ -57,37 +58,32 @@ def run(  # noqa: PLR0917 - typer gives them by name
     Then nothing more is claimed, running jobs get a grace period (WORKER_SHUTDOWN_GRACE), and what still runs is rolled
     back and handed to other workers. A server that is away is waited for, now and at any time.
     """
+    with _telling_the_supervisor(lifeline):
+        settings = load_settings(
+            app=app, queues=tuple(queue) if queue else None, concurrency=concurrency, processes=processes
+        )
+        if lifeline is not None:
+            hold_on(lifeline, settings.shutdown_grace + LAST_WORDS_S)
+        application = load_app(settings.app)
+        if settings.processes > 1 and lifeline is None:
+            become_supervisor(plan(settings, burst=burst))
+        observer = start_reporting(settings, application.schedule)
+        settle_heap()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(consume(application, settings, observer, burst=burst))
+
+
+@contextmanager
+def _telling_the_supervisor(lifeline: int | None) -> Generator[None]:
+    """Where there is one, it knows a refusal by a code that no job ends its process with."""
     try:
-        _run(app, queue, concurrency, processes, burst=burst, lifeline=lifeline)
+        yield
     except Exception as error:
         code, sentence = ending(error)
         if lifeline is None or code not in {WRONG, AWAY}:
             raise
         raise Refusal(sentence, REFUSED + code) from error
-
-
-def _run(
-    app: str | None,
-    queue: list[str] | None,
-    concurrency: int | None,
-    processes: int | None,
-    *,
-    burst: bool,
-    lifeline: int | None,
-) -> None:
-    settings = load_settings(
-        app=app, queues=tuple(queue) if queue else None, concurrency=concurrency, processes=processes
-    )
-    if lifeline is not None:
-        hold_on(lifeline, settings.shutdown_grace + LAST_WORDS_S)
-    application = load_app(settings.app)
-    if settings.processes > 1 and lifeline is None:
-        become_supervisor(plan(settings, burst=burst))
-    observer = start_reporting(settings, application.schedule)
-    settle_heap()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(consume(application, settings, observer, burst=burst))
 
 
 def plan(settings: Settings, *, burst: bool) -> Plan:
