@@ -1,6 +1,7 @@
 """The worker of an app: several queues, handlers instead of functions, and an end in good order."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from signal import Signals
@@ -54,6 +55,11 @@ class AppWorker(Worker):
     async def main(self) -> None:
         """Serve until told to stop; in burst mode, until nothing that this worker knows is due."""
         await self._consume()
+
+    async def heart_beat(self) -> None:
+        """When it is time. arq's looks for cron jobs each time, too, of which this worker has none."""
+        if time.monotonic() >= self._next_beat:
+            await super().heart_beat()
 
     async def record_health(self) -> None:
         """arq's line for each queue."""

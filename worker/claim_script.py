@@ -230,8 +230,9 @@ local function take_due(queue, behind)
     for _ = 1, pages do
         if full then return 0 end
         local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', behind, size)
-        if #due == 0 then return 0 end
-        behind, size = behind + take(queue, queue, in_pairs(due)), page
+        local is_last = #due < 2 * size
+        if #due > 0 then behind, size = behind + take(queue, queue, in_pairs(due)), page end
+        if is_last then return 0 end
     end
     more = more or #ids > 0
     return full and 0 or behind

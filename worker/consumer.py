@@ -6,7 +6,7 @@ import random
 import socket
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property, partial
@@ -68,7 +68,9 @@ class Worker(arq.worker.Worker):
         self._claims_made = 0
         self._started_ms = time.time_ns() // 1_000_000
         self._next_beat = self._next_abort = 0.0
-        self._wake = asyncio.Event()
+        self._bell = asyncio.Event()
+        """Rung by `wake`, and when a rest is over."""
+        self._is_woken = False
         self._gathering: asyncio.TimerHandle | None = None
         self._has_more = True
         """Whether the last claim filled all free slots."""
@@ -102,7 +104,8 @@ class Worker(arq.worker.Worker):
 
     def wake(self) -> None:
         """Something may be due: look now."""
-        self._wake.set()
+        self._is_woken = True
+        self._bell.set()
 
     def is_stopping(self) -> bool:
         """Whether no new jobs are taken any more. A loop that ends cancels `main` and the jobs in one go."""
@@ -131,8 +134,8 @@ class Worker(arq.worker.Worker):
             await self.on_startup(self.ctx)
         while not (self.is_stopping() and not self.tasks):
             stop_if_cancelled()  # redis-py may have swallowed it
-            is_woken = self._wake.is_set()
-            self._wake.clear()
+            is_woken, self._is_woken = self._is_woken, False
+            self._bell.clear()
             try:
                 if self._away_since is not None:
                     await self.pool.ping()
@@ -201,7 +204,9 @@ class Worker(arq.worker.Worker):
             self._next_abort = asked + self.poll_delay_s
         # A stranger has no permit of its own: that of its id is the running job's.
         strangers = [claim for claim in claims if not self._start(claim)]
-        if self._has_more and claims and self._free() > 0:
+        if not self._has_more:
+            await asyncio.sleep(0)  # jobs first: nobody waits for what follows
+        elif claims and self._free() > 0:
             self.wake()
         await self._engine.claims.settle([PutBack(replace(claim, limited=""), BUSY) for claim in strangers])
         return len(claims)
@@ -245,9 +250,11 @@ class Worker(arq.worker.Worker):
         self._away_since = None
 
     async def _rest(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
+        over = self.loop.call_later(seconds, self._bell.set)  # asyncio.timeout costs more
+        try:
+            await self._bell.wait()
+        finally:
+            over.cancel()
 
     def _start(self, claim: Claim) -> bool:
         """False: a job of this id runs here, and this is another one."""

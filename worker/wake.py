@@ -68,3 +68,4 @@ async def _hear(connection: Any, wake: Callable[[], None]) -> NoReturn:
             await connection.send_command("PING")
         elif told[0] == b"message":
             wake()
+            await asyncio.sleep(0)  # whoever was woken goes first
