@@ -48,9 +48,12 @@ fuzz: .fuzz/.ready ## Look for bytes that the decoder or the import can't take, 
 lint: $(READY) ## Check style, format, types and import rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/pyright
+	$(MAKE) --no-print-directory -j 2 mypy pyright
 	$(BIN)/lint-imports
+
+.PHONY: mypy pyright
+mypy pyright: $(READY)
+	$(BIN)/$@
 
 .PHONY: lock
 lock: $(UV) ## Write requirements/*.txt anew from pyproject.toml (ARGS=--upgrade for newer versions)
@@ -72,7 +75,7 @@ $(UV): requirements/build.txt
 	@touch $@
 
 $(READY): $(UV) requirements/dev.txt pyproject.toml
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
