@@ -5,8 +5,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property, partial
@@ -16,7 +15,7 @@ from uuid import uuid4
 
 import arq.worker
 import structlog
-from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from worker.acknowledgements import Acknowledgements
 from worker.claim import Claim
@@ -24,6 +23,7 @@ from worker.delivery import Delivery, Report
 from worker.endings import PutBack
 from worker.engine import Engine
 from worker.heartbeat import BEAT_EVERY_S, Heartbeat, beat
+from worker.lease_hold import LeaseHold
 from worker.outcome import (
     BUSY,
     OFFER_AGAIN,
@@ -37,6 +37,7 @@ from worker.outcome import (
     Snoozed,
     Yielded,
 )
+from worker.redis_trouble import RedisTrouble
 from worker.shield import stop_if_cancelled
 from worker.standalone import LEASE, attending, connect, engine_of, log_start
 from worker.wire import ABORT_SET, deserialize, serialize
@@ -46,9 +47,6 @@ AWAY_DELAY_S = 0.5
 GATHER_S = 0.005
 """A few free slots are filled together after this long, rather than one by one: each claim costs as much as a job."""
 
-
-REFUSED_AGAIN_S = 60.0
-"""Between two words of what Redis refuses."""
 POLLS = 0.8, 1.0
 """Of `poll_delay`: never in step with other workers, nor with who enqueues at a pace of its own."""
 
@@ -81,14 +79,16 @@ class Worker(arq.worker.Worker):
         self._hooks: set[asyncio.Task[None]] = set()
         """arq's `after_job_end`, running."""
         self._main: asyncio.Task[Any] | None = None
-        self._away_since: float | None = None
-        self._claims_from = self._refused_again = 0.0
         self._log = structlog.get_logger("worker.consumer")
 
     @cached_property
     def _engine(self) -> Engine:
         grace = timedelta(seconds=self._job_completion_wait) + LEASE
         return engine_of(self, grace, owns_process=self._handle_signals)
+
+    @cached_property
+    def _trouble(self) -> RedisTrouble:
+        return RedisTrouble(self._engine.leases.renew_every_s)
 
     @cached_property
     def _acknowledgements(self) -> Acknowledgements:
@@ -137,9 +137,9 @@ class Worker(arq.worker.Worker):
             is_woken, self._is_woken = self._is_woken, False
             self._bell.clear()
             try:
-                if self._away_since is not None:
+                if self._trouble.is_away():
                     await self.pool.ping()
-                    self._say_back(self._away_since)
+                    self._trouble.is_over()
                 await self._beat()
                 is_last = self._is_idle() and self.burst and not await self._engine.refill()
                 taken = await self._take(in_earnest=is_woken or is_last or self._has_more)
@@ -212,42 +212,13 @@ class Worker(arq.worker.Worker):
         return len(claims)
 
     def _may_claim(self) -> bool:
-        return not self.is_stopping() and self._engine.may_claim() and time.monotonic() >= self._claims_from
+        return not self.is_stopping() and self._engine.may_claim() and self._trouble.may_claim()
 
     def _say_trouble(self, error: Exception) -> None:
-        if not isinstance(error, RedisError | OSError):
+        if isinstance(error, RedisError | OSError):
+            self._trouble.met(error)
+        else:
             self._engine.fault(error)
-        elif _is_refusal(error):
-            self._say_refused(error)
-        elif self._away_since is None:
-            reason = f"{type(error).__name__}: {error}"
-            self._log.warning("redis_away", reason=reason, hint="trying until it is back")
-            self._away_since = time.monotonic()
-
-    def _say_refused(self, error: Exception) -> None:
-        """Redis is there, and won't: its memory is full, say, or a key belongs to something else."""
-        if time.monotonic() >= self._refused_again:
-            reason = f"{type(error).__name__}: {error}"
-            self._log.error("redis_refuses", reason=reason, hint="what needs it waits; see worker doctor")
-            self._refused_again = time.monotonic() + REFUSED_AGAIN_S
-
-    @contextmanager
-    def _bearing_refusals(self) -> Generator[None]:
-        """For what a worker can do without."""
-        try:
-            yield
-        except ResponseError as error:
-            if not _is_refusal(error):
-                raise
-            self._say_refused(error)
-
-    def _say_back(self, away_since: float) -> None:
-        """Leases may have run out while Redis was away: living workers renew theirs before anybody claims."""
-        self._log.warning("redis_back")
-        now, every = time.monotonic(), self._engine.leases.renew_every_s
-        if now - away_since > every:
-            self._claims_from = now + every
-        self._away_since = None
 
     async def _rest(self, seconds: float) -> None:
         over = self.loop.call_later(seconds, self._bell.set)  # asyncio.timeout costs more
@@ -263,7 +234,7 @@ class Worker(arq.worker.Worker):
         self._engine.leases.hold(claim)
         if claim.aborted and self.allow_abort_jobs:
             self.aborting_tasks.add(claim.job_id)
-        hold = _LeaseHold(self, claim, self._engine)
+        hold = LeaseHold(self, claim, self._engine)
         times = claim.claimed_ms, claim.due_ms
         delivery = Delivery(claim.job_id, claim.queue, claim.message, hold, *times, claim.failures, claim.is_suspect)
         task = self.loop.create_task(self._engine.execute(delivery))
@@ -349,7 +320,7 @@ class Worker(arq.worker.Worker):
         if not job_ids:
             return
         self._next_abort = time.monotonic() + self.poll_delay_s
-        with self._bearing_refusals():
+        with self._trouble.bearing_refusals():
             asked: list[float | None] = await self.pool.zmscore(ABORT_SET, job_ids)
             for job_id, at in zip(job_ids, asked, strict=True):
                 if at is not None and job_id in self.job_tasks:
@@ -358,7 +329,7 @@ class Worker(arq.worker.Worker):
 
     async def record_health(self) -> None:
         """arq's line, and for `worker status` a word about this worker. A full Redis takes none, and jobs go on."""
-        with self._bearing_refusals():
+        with self._trouble.bearing_refusals():
             await super().record_health()
             if time.monotonic() < self._next_beat:
                 return
@@ -379,41 +350,3 @@ class Worker(arq.worker.Worker):
             await self.on_shutdown(self.ctx)
         await self.pool.aclose(close_connection_pool=True)
         self._pool = None
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether Redis itself says no. A replica does so because its primary is elsewhere: that one is away."""
-    return isinstance(error, ResponseError) and not isinstance(error, ReadOnlyError | MasterDownError)
-
-
-class _LeaseHold:
-    """A worker's hold on one claim."""
-
-    def __init__(self, worker: Worker, claim: Claim, engine: Engine) -> None:
-        self._worker = worker
-        self._claim = claim
-        self._engine = engine
-
-    async def is_ours(self) -> bool:
-        try:
-            return await self._engine.claims.is_held(self._engine.leases.current(self._claim))
-        except (RedisError, OSError):
-            return False
-
-    def begins(self, timeout: timedelta) -> None:
-        self._engine.leases.extend(self._claim, timeout)
-
-    def is_stopping(self) -> bool:
-        return self._worker.is_stopping()
-
-    def is_aborted(self) -> bool:
-        return self._claim.job_id in self._worker.aborting_tasks
-
-    def tells_of_stops(self) -> bool:
-        return True
-
-    def shares_slot(self) -> None:
-        self._worker.share_slot(self._claim)
-
-    def takes_slot(self) -> None:
-        self._worker.take_slot(self._claim)

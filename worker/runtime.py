@@ -1,6 +1,5 @@
 """A worker put together: engine, Redis, relay, schedule and consumer, from settings. What `worker run` runs."""
 
-import asyncio
 import os
 import socket
 import sys
@@ -9,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from signal import SIGINT, SIGTERM
+from signal import SIGTERM
 from typing import Any
 
 from arq.connections import ArqRedis
@@ -105,17 +104,9 @@ async def run_worker(
 
     Both servers may be away, now and at any time: it waits for them. Raises SystemExit where a job outlived its timeout
     and its grace, or a vital part failed, and the process has to go.
+
+    Its handlers of signals stay, for the caller to remove.
     """
-    try:
-        await _run_worker(app, settings, observer, burst=burst, child=child)
-    finally:  # no sooner: a second signal must not break off the cleaning up
-        for signum in (SIGINT, SIGTERM):
-            asyncio.get_running_loop().remove_signal_handler(signum)
-
-
-async def _run_worker(
-    app: App, settings: Settings, observer: Observer, *, burst: bool, child: Sequence[str] | None
-) -> None:
     worker: AppWorker | None = None
 
     def pushed() -> None:

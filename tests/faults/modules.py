@@ -19,6 +19,7 @@ STRUCK = {
     "halving": "a batch that fails",
     "lanes": "rows that may be sent, marked",
     "lease": "an acknowledgement waits for a renewal",
+    "lease_hold": "whether a lease is still ours",
     "member": "a delivery waits for its batch",
     "partitions": "a chunked job that is split",
     "progress": "what a chunked job remembers",

@@ -219,7 +219,7 @@ def _origin(awaitable: Any) -> Origin:
     return "handler" if "/tests/" in file else "asyncio"
 
 
-OF_REDIS = ("acknowledgements", "app_worker", "claims", "consumer", "heartbeat", "lease", "wake")
+OF_REDIS = ("acknowledgements", "app_worker", "claims", "consumer", "heartbeat", "lease", "lease_hold", "wake")
 """Modules that know no other server: so what fails below their own calls is Redis."""
 
 

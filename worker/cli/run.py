@@ -1,6 +1,7 @@
 """worker run: consume until told to stop."""
 
 import asyncio
+import atexit
 import os
 import signal
 import sys
@@ -132,10 +133,10 @@ async def consume(app: App, settings: Settings, observer: Observer, *, burst: bo
     finally:
         # Nothing is left that SIGTERM could ask for: it must not turn an orderly end into a death. Ctrl-C still ends
         # what a handler's thread may hold up.
-        for signum in (SIGTERM, SIGINT):
+        for signum, last in (SIGTERM, signal.SIG_IGN), (SIGINT, _leave):
             loop.remove_signal_handler(signum)
-        signal.signal(SIGTERM, signal.SIG_IGN)
-        signal.signal(SIGINT, _leave)
+            signal.signal(signum, last)
+        atexit.register(signal.signal, SIGINT, signal.SIG_IGN)  # else the interpreter's own end makes it deadly again
 
 
 def _leave(_signum: int, _frame: object) -> None:
