@@ -109,12 +109,14 @@ class Acknowledgements:
             return
         await self._leases.renewed()
         told = list(self._in_words(ended))
-        try:
-            settled = await self._claims.settle([words for _, _, words in told])
-        except (RedisError, OSError) as error:
-            self._say_not_told(told, error)
-        else:
-            self._say_told(told, settled)
+        for start in range(0, len(told), AT_ONCE):  # what is told of one part stays told if the next one can't be
+            part = told[start : start + AT_ONCE]
+            try:
+                settled = await self._claims.settle([words for _, _, words in part])
+            except (RedisError, OSError) as error:
+                self._say_not_told(part, error)
+            else:
+                self._say_told(part, settled)
 
     def _have_gone(self, told: Sequence[Told], settled: list[bool] | BaseException) -> None:
         """What came of those that went with a claim, whose jobs no fault of ours may cost it."""

@@ -16,7 +16,7 @@ from worker.heartbeat import farewell
 from worker.shield import cancel_all
 
 LAST_WORDS_S = 5.0
-"""For jobs that are cancelled when the grace is over, to roll back and to be put back."""
+"""For jobs that are cancelled when the grace is over, to roll back; and again for them to be put back."""
 
 
 class AppWorker(Worker):

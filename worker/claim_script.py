@@ -23,7 +23,8 @@ SUSPECT_WAITS_MS = 1_000
 # put back, or enqueued anew, by somebody who knows nothing of leases.
 #
 # A job that its name's limit keeps from starting is parked: moved out of the queue, with its score, so that no claim
-# meets it again before it may start. A suspect isn't, since only its place in `ratchet:leases` says that it is one.
+# meets it again before it may start. A suspect isn't, since only its place in `ratchet:leases` says that it is one: it
+# waits for a second, and a place is kept for it meanwhile, or what is parked would always be quicker.
 # What is asked of limits comes as `worker.limits.Gate.arguments`.
 #
 # A Redis at its maxmemory refuses what may need more, in a script up to its first write. So the first is one that needs
@@ -45,10 +46,11 @@ for i = 9 + #KEYS, #ARGV, 5 do
     gate_of_name[name] = gates[key]
 end
 
--- How many jobs may start now: as many as there are permits, and by the rate (GCRA; `next` is when it is used up).
-local function room(gate)
+-- How many jobs may start now: as many as there are permits, and as the rate has left. One of them may be a suspect's.
+local function room(gate, suspect)
     if not gate.permits then
         gate.permits, gate.tokens = want, want
+        gate.kept = redis.call('EXISTS', 'ratchet:kept:' .. gate.key)
         if gate.max then
             local permits = 'ratchet:permits:' .. gate.key
             -- Not in the millisecond in which it ends: the in-progress key still stands, and another job would get it.
@@ -56,20 +58,25 @@ local function room(gate)
             gate.permits = gate.max - redis.call('ZCARD', permits)
         end
         if gate.count then
-            local told = tonumber(redis.call('GET', 'ratchet:rate:' .. gate.key) or 0)
-            gate.every, gate.next = gate.per / gate.count, math.max(now, math.min(told, now + gate.per))
-            gate.tokens = math.floor(gate.count - (gate.next - now) / gate.every + 0.000001)
+            local starts = 'ratchet:rate:' .. gate.key
+            redis.call('ZREMRANGEBYSCORE', starts, '-inf', now - gate.per)
+            redis.call('ZREMRANGEBYSCORE', starts, '(' .. now + gate.per, '+inf')  -- a clock that was set back
+            gate.tokens = gate.count - redis.call('ZCARD', starts)
         end
     end
-    return math.min(gate.permits, gate.tokens)
+    return math.min(gate.permits, gate.tokens) - (suspect and 0 or gate.kept)
 end
 
-local function start(gate, id)
+local function start(gate, id, suspect)
     gate.permits, gate.tokens = gate.permits - 1, gate.tokens - 1
     if gate.max then redis.call('ZADD', 'ratchet:permits:' .. gate.key, now + lease, id) end
     if gate.count then
-        gate.next = gate.next + gate.every
-        redis.call('SET', 'ratchet:rate:' .. gate.key, gate.next, 'PX', math.ceil(gate.next - now) + 1)
+        redis.call('ZADD', 'ratchet:rate:' .. gate.key, now, id .. '/' .. token)
+        redis.call('PEXPIRE', 'ratchet:rate:' .. gate.key, math.ceil(gate.per) + 1)
+    end
+    if suspect and gate.kept > 0 then
+        redis.call('DEL', 'ratchet:kept:' .. gate.key)
+        gate.kept = 0
     end
 end
 
@@ -77,7 +84,11 @@ end
 local function opens(gate)
     if gate.max == 0 then return nil end
     local at = now + 1
-    if gate.count then at = math.max(at, math.ceil(gate.next - (gate.count - 1) * gate.every)) end
+    if gate.tokens <= 0 then
+        local first = redis.call('ZRANGE', 'ratchet:rate:' .. gate.key, 0, 0, 'WITHSCORES')
+        at = math.max(at, math.ceil(tonumber(first[2] or 0) + gate.per))
+    end
+    if gate.kept > 0 then at = math.max(at, now + redis.call('PTTL', 'ratchet:kept:' .. gate.key)) end
     if gate.permits <= 0 then
         local first = redis.call('ZRANGE', 'ratchet:permits:' .. gate.key, 0, 0, 'WITHSCORES')
         at = math.max(at, tonumber(first[2] or 0) + 1)
@@ -106,14 +117,16 @@ local function park(queue, source, gate, id, score, message)
     redis.call('ZREM', 'ratchet:leases:' .. queue, id)
     redis.call('ZADD', parking(queue, gate.key), 'NX', score, id)
     redis.call('SADD', 'ratchet:parked:' .. queue, gate.key)
-    waiting[gate.key], parked, parked_bytes = gate, parked + 1, parked_bytes + size
+    waiting[gate.key], parked_bytes = gate, parked_bytes + size
+    if source == queue then parked = parked + 1 end  -- what another's gate had parked stood in nobody's way
     full = parked_bytes > 8 * limit
 end
 
 local function postpone(queue, gate, id)
     redis.call('ZADD', queue, now + SUSPECT_WAITS_MS, id)
     redis.call('ZADD', 'ratchet:leases:' .. queue, now + SUSPECT_WAITS_MS, id)
-    waiting[gate.key], parked = gate, parked + 1
+    redis.call('SET', 'ratchet:kept:' .. gate.key, 1, 'PX', 2 * SUSPECT_WAITS_MS)
+    waiting[gate.key], parked, gate.kept = gate, parked + 1, 1
 end
 
 local function texts(prefix, some)
@@ -137,14 +150,14 @@ local function choose(queue, source, free, scored, suspect)
             local size, gate = message and #message or 0, gate_for(message)
             if source ~= queue and not message then
                 redis.call('ZREM', source, part[i])
-            elseif gate and room(gate) <= 0 and suspect then
+            elseif gate and room(gate, suspect) <= 0 and suspect then
                 postpone(queue, gate, part[i])
-            elseif gate and room(gate) <= 0 then
+            elseif gate and room(gate, suspect) <= 0 then
                 park(queue, source, gate, part[i], scored[at], message)
             else
                 full = #ids > 0 and bytes + size > limit
                 if full then break end
-                if gate then start(gate, part[i]) end
+                if gate then start(gate, part[i], suspect) end
                 bytes = bytes + size
                 chosen[#chosen + 1] = part[i]
                 ids[#ids + 1], scores[#ids + 1], messages[#ids + 1] = part[i], scored[at], message

@@ -152,7 +152,8 @@ class Worker(arq.worker.Worker):
             if self.burst and 0 <= self.max_burst_jobs <= self._jobs_started():
                 await asyncio.gather(*self.tasks.values())
                 return
-            await self._rest(min(self._due_in_s or self.poll_delay_s, self.poll_delay_s * random.uniform(*POLLS)))  # noqa: S311
+            pause = min(self.poll_delay_s * random.uniform(*POLLS), BEAT_EVERY_S)  # noqa: S311
+            await self._rest(min(self._due_in_s or pause, pause))
 
     async def _beat(self) -> None:
         if self.allow_abort_jobs:

@@ -51,13 +51,13 @@ async def current_epoch(engine: AsyncEngine, redis: Redis) -> Epoch:
         state = await _read(connection, " for update")
         marker, run_id = await _seen(redis, state.installation)
         if (state.marker, state.redis_run_id) != (marker, run_id):
+            fresh = uuid4().hex
+            # First Redis, then PostgreSQL: a crash in between leaves them different, and the next look raises again.
+            await redis.set(MARKER_KEY + state.installation, fresh)
             if state.marker is not None:
                 structlog.get_logger("worker.relay").warning(
                     "redis_changed", hint="it was wiped, restarted or exchanged; what isn't in it is sent again"
                 )
-            fresh = uuid4().hex
-            # First Redis, then PostgreSQL: a crash in between leaves them different, and the next look raises again.
-            await redis.set(MARKER_KEY + state.installation, fresh)
             await connection.execute(_RAISE, {"marker": fresh, "run_id": run_id})
             state = await _read(connection)
         return Epoch(state.epoch, state.age)

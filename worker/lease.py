@@ -21,6 +21,8 @@ from worker.lease_script import RENEW, RESTORE
 RENEWALS_PER_LEASE = 3
 AWAY_RETRY_S = 0.25
 """Between tries while Redis is away."""
+STALL_S = 1.0
+"""A thread that looks later than this was stopped or starved, and so were the jobs: they have yet to use their time."""
 
 
 @dataclass(slots=True)
@@ -134,6 +136,7 @@ class Leases:
         restore: Any = client.register_script(RESTORE)
         due = time.monotonic() + self.renew_every_s
         while not self._stop.wait(max(0.0, due - time.monotonic())):
+            self._forgive(time.monotonic() - due)
             due = time.monotonic() + self.renew_every_s
             self._renewing.set()
             try:
@@ -144,6 +147,7 @@ class Leases:
                         "leases_not_renewed", reason=f"{type(error).__name__}: {error}", hint="trying again"
                     )
                 self._away = True
+                client.connection_pool.disconnect()  # the address may lead elsewhere by now
             except Exception as error:  # noqa: BLE001 - the thread must go on: all jobs hang on it
                 self._fault(error)
             finally:
@@ -152,6 +156,12 @@ class Leases:
                 # Leases may have run out meanwhile. Renewed at once, they are ours again before anybody claims.
                 due = time.monotonic() + min(AWAY_RETRY_S, self.renew_every_s)
         client.close()
+
+    def _forgive(self, stalled_s: float) -> None:
+        if stalled_s > STALL_S:
+            with self._lock:
+                for held in self._held.values():
+                    held.deadline += stalled_s
 
     def _renew(self, renew: Any, restore: Any) -> None:
         with self._lock:

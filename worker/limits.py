@@ -1,8 +1,8 @@
 """What may not start now: names at their limit, and what is paused. Held across all workers, by the claim script.
 
-Permits are leases (`ratchet:permits:{name}`, ids by the end of their lease), so a killed worker's come back. A rate
-is kept as the time at which it is used up (GCRA, `ratchet:rate:{name}`). Both are held under the name of the handler's
-job, whichever alias a message carries.
+Permits are leases (`ratchet:permits:{name}`, ids by the end of their lease), so a killed worker's come back. Of a rate
+the last starts are kept (`ratchet:rate:{name}`): a token bucket such as GCRA would let almost twice as many start in
+some windows. Both are held under the name of the handler's job, whichever alias a message carries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
+
+MOST_STARTS = 10_000
+"""Each start is remembered for the time of its rate, some 100 bytes of Redis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +23,13 @@ class Rate:
     per: timedelta
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what lets nothing start."""
+        """Raises ValueError for what lets nothing start, and for more than Redis should remember."""
         if self.count < 1 or self.per <= timedelta(0):
             raise ValueError(f"A rate of {self.count} in {self.per} lets nothing start; give both above zero.")
+        if self.count > MOST_STARTS:
+            raise ValueError(
+                f"A rate of {self.count:,} in {self.per} is more than {MOST_STARTS:,}; give fewer in less time."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""redis-py's connections, with three things mended.
+"""redis-py's connections, with four things mended.
 
 uvloop refuses to write to a connection that has just been closed with a RuntimeError. redis-py lets it through, and it
 would be taken for a fault of ours. redis-py packs commands in C for its blocking client alone: in Python the
@@ -8,6 +8,9 @@ And redis-py gives way to all that is ready to run, several times before it send
 zero whether the connection has something to read, and sends in a task of its own, to have a timeout for that. So a
 claim left only after the jobs that it should fetch company for had run, and a worker of short jobs waited for Redis for
 a fifth of its time. Here a command leaves in the turn of the loop in which it is asked for.
+
+A primary that has become a replica says so to each command, and goes on answering: behind an address that moves to the
+new primary, a connection that is open would stay with the old one for ever. redis-py closes it for sentinels alone.
 """
 
 import asyncio
@@ -18,6 +21,7 @@ from redis.asyncio.connection import AbstractConnection, Connection, SSLConnecti
 from redis.asyncio.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as ConnectionLost
+from redis.exceptions import ReadOnlyError
 from redis.exceptions import TimeoutError as SendTimeout
 from redis.typing import EncodableT
 
@@ -36,6 +40,14 @@ class _Mended(AbstractConnection):
         if stream is None or stream.at_eof() or stream.exception() is not None:
             raise ConnectionLost("the server closed the connection")
         return bool(stream._buffer) or parser._reader.has_data()  # noqa: SLF001 - to read takes a turn of the loop
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        """As redis-py's. Raises its ConnectionError where the server is a replica."""
+        try:
+            return await super().read_response(*args, **options)
+        except ReadOnlyError as error:
+            await self.disconnect(nowait=True)
+            raise ConnectionLost("the server has become a replica") from error
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's signature
         """As redis-py's."""

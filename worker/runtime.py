@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.app import App
-from worker.app_worker import AppWorker
+from worker.app_worker import LAST_WORDS_S, AppWorker
 from worker.availability import Availability
 from worker.broker import connect_broker
 from worker.claims import Claims
@@ -136,7 +136,7 @@ async def run_worker(
             settings.redis_url.get_secret_value(),
             lease,
             grace + lease,
-            recycle=end_this_process(grace),
+            recycle=end_this_process(grace + 2 * timedelta(seconds=LAST_WORDS_S)),
             fault=partial(observer.fault, "lease"),
         )
         worker = AppWorker(

@@ -24,6 +24,11 @@ class RedisProxy(Proxy):
         host, port = self.address if isinstance(self.address, tuple) else ("", 0)
         return f"redis://{host}:{port}"
 
+    def lead_to(self, redis_url: str) -> None:
+        """New connections go to this server, and those that are up stay where they are."""
+        parts = urlsplit(redis_url)
+        self._target = parts.hostname or "", parts.port or 0
+
     async def away(self) -> None:
         """End all connections and refuse new ones."""
         await self.stop()

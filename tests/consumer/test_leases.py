@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from functools import partial
+from urllib.parse import urlsplit
 
 import pytest
 from arq.connections import ArqRedis
@@ -18,6 +19,7 @@ from tests.consumer.redis_proxy import RedisProxy
 from tests.support.waiting import wait_until
 from worker.claim import Claim
 from worker.claims import Claims
+from worker.dev import EmbeddedValkey
 from worker.endings import Finish, PutBack
 from worker.lease import Leases
 from worker.outcome import Completed
@@ -204,6 +206,32 @@ async def test_a_job_that_is_settled_is_not_taken_for_one_that_was_wiped(
     leases.stop()
     assert await Claims(redis, SECOND).settle([Finish(claim)]) == [True]
     assert await redis.keys("*") == []
+
+
+async def test_behind_an_address_that_moves_the_thread_follows_to_the_new_primary(
+    redis: Redis, proxy: RedisProxy, told: Told
+) -> None:
+    with EmbeddedValkey() as second:
+        promoted = Redis.from_url(second.url)
+        parts = urlsplit(second.url)
+        leases = Leases(proxy.url, SECOND, HOUR, recycle=told.recycled.set, fault=told.faults.append)
+        [claim] = await claimed(redis, "a")
+        leases.hold(claim)
+        leases.start()
+        try:
+            await renewed(redis, claim)
+            proxy.lead_to(second.url)
+            await redis.replicaof(parts.hostname, parts.port)
+
+            async def is_held_there() -> bool:
+                return await promoted.get("arq:in-progress:a") == claim.token.encode()
+
+            await wait_until(is_held_there)
+        finally:
+            await redis.replicaof("NO", "ONE")
+            leases.stop()
+            await promoted.aclose()
+    await redis.flushall()
 
 
 async def test_renewal_ends_at_the_jobs_timeout_and_grace_and_the_process_is_then_recycled(

@@ -4,9 +4,11 @@ import asyncio
 import os
 import signal
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import pytest
 from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -207,3 +209,25 @@ async def test_the_password_of_the_url_is_in_no_line_of_the_log(
     await arq.acl_deluser("ann")
     assert "AuthenticationError" in str(logged)
     assert "hunter2" not in str(logged) + str(worker.faults)
+
+
+async def test_behind_an_address_that_moves_the_worker_follows_to_the_new_primary(
+    redis: Redis, proxy: RedisProxy, work: Work, logged: Logged
+) -> None:
+    """The old one lives on as a replica, keeps its connections, and answers each of their commands."""
+    with EmbeddedValkey() as second:
+        promoted = Redis.from_url(second.url)
+        parts = urlsplit(second.url)
+        try:
+            await Queue(redis).enqueue(Ping(), job_id="before")
+            async with work(PING, redis_url=proxy.url) as worker:
+                await worker.outcome("before")
+                proxy.lead_to(second.url)
+                await redis.replicaof(parts.hostname, parts.port)
+                await Queue(promoted).enqueue(Ping(), job_id="after")
+                await worker.outcome("after")
+        finally:
+            await redis.replicaof("NO", "ONE")
+            await promoted.aclose()
+    assert worker.faults == []
+    assert redis_events(logged).count("redis_away") <= 1

@@ -15,12 +15,14 @@ from tests.consumer.conftest import Effects, Logged, Work
 from tests.consumer.jobs import PING, Ping
 from tests.consumer.redis_proxy import RedisProxy
 from tests.support.waiting import wait_until
+from worker import consumer, runtime
 from worker.broker import connect_broker
 from worker.claims import Claims
 from worker.endings import Finish, PutBack
+from worker.heartbeat import live_workers
 from worker.outbox import enqueue
 from worker.queue import Queue
-from worker.wake import CHANNEL, listen_for_wakes
+from worker.wake import CHANNEL, IDLE_KEY, listen_for_wakes
 
 QUEUE = "arq:queue"
 SOON = timedelta(milliseconds=30)
@@ -244,3 +246,21 @@ async def test_a_hundred_jobs_cost_redis_at_most_three_commands_each_with_those_
 async def commands(redis: Redis) -> int:
     stats: dict[str, dict[str, int]] = await redis.info("commandstats")
     return sum(stat["calls"] for stat in stats.values())
+
+
+async def test_a_worker_that_polls_seldom_is_heard_of_and_stays_awake(
+    arq: ArqRedis, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rest may be a minute, a heartbeat 20 s and an idle mark 30."""
+    for module in (consumer, runtime):
+        monkeypatch.setattr(module, "BEAT_EVERY_S", 0.05)
+    monkeypatch.setattr("worker.claims.MARK_AGAIN_S", 0.05)
+
+    async def is_known() -> bool:
+        return len(await live_workers(arq)) == 1 and bool(await arq.exists(IDLE_KEY + QUEUE))
+
+    async with work(PING, poll_delay=60):
+        await wait_until(is_known)
+        await arq.flushall()
+        await wait_until(is_known)
+    await arq.flushall()

@@ -27,6 +27,7 @@ LEASE = timedelta(seconds=15)
 HOUR = timedelta(hours=1)
 PARKED = "ratchet:parked:arq:queue/ping"
 PERMITS = "ratchet:permits:ping"
+STARTS = "ratchet:rate:ping"
 
 Made = Callable[..., Claims]
 
@@ -188,8 +189,36 @@ async def test_a_rate_is_held_over_all_workers_by_the_clock_of_redis(redis: Redi
     assert await one.take([QUEUE], 9, "one") == []
     reopens = await one.look([QUEUE])
     assert reopens is not None
-    assert round(reopens / 60_000) == 20, "three an hour: the next in a third of one"
+    assert round(reopens / 60_000) == 60, "three at once: the next in an hour"
     assert await redis.zcard(PARKED) == 2
+    await empty(redis)
+
+
+async def test_no_window_has_more_starts_than_the_rate_allows(redis: Redis, worker: Made) -> None:
+    """Three an hour, of which two started half an hour ago, and one longer ago than that counts."""
+    claims = worker(rate=Rate(3, HOUR))
+    seconds, _ = await redis.time()
+    now_ms, hour_ms = seconds * 1000, 3_600_000
+    starts = {"old": now_ms - hour_ms - 5_000, "one": now_ms - hour_ms / 2, "two": now_ms - hour_ms / 2}
+    await redis.zadd(STARTS, starts)
+    await pings(redis, 3)
+    [claim] = await claims.take([QUEUE], 9, "me")
+    await claims.settle([Finish(claim)])
+    reopens = await claims.look([QUEUE])
+    assert reopens is not None
+    assert round(reopens / 60_000) == 30
+    assert await redis.pttl(STARTS) > hour_ms - 5_000
+    await empty(redis)
+
+
+async def test_a_clock_that_was_set_back_doesnt_close_a_rate_for_longer_than_its_time(
+    redis: Redis, worker: Made
+) -> None:
+    claims = worker(rate=Rate(1, HOUR))
+    seconds, _ = await redis.time()
+    await redis.zadd(STARTS, {"by another clock": (seconds + 24 * 3600) * 1000})
+    await pings(redis, 1)
+    assert len(await claims.take([QUEUE], 9, "me")) == 1
     await empty(redis)
 
 
@@ -315,3 +344,52 @@ async def test_a_parked_job_can_be_cancelled(arq: ArqRedis, engine: AsyncEngine,
     assert (done.job_id, done.name) == (sent[1], "ping")
     assert await arq.exists(PARKED, f"arq:job:{sent[1]}") == 0
     await empty(arq)
+
+
+async def test_a_suspect_is_not_passed_by_what_is_parked_behind_it(redis: Redis, worker: Made) -> None:
+    claims = worker(lease=timedelta(milliseconds=50), max_concurrent=1)
+    await put(redis, ("suspect", Ping()))
+    assert ids(await claims.take([QUEUE], 1, "killed")) == ["suspect"]
+    claims = worker(max_concurrent=1)
+    await redis.zadd(PERMITS, {"running": 9e15})
+    sent = await pings(redis, 3)
+
+    async def is_postponed() -> bool:
+        assert await claims.take([QUEUE], 9, "me") == []
+        return bool(await redis.exists("ratchet:kept:ping"))
+
+    await wait_until(is_postponed)
+    await redis.zrem(PERMITS, "running")
+    started: list[str] = []
+
+    async def has_started() -> bool:
+        due = await claims.look([QUEUE])
+        if due is not None and due <= 0:
+            started.extend(ids(await claims.take([QUEUE], 9, "me")))
+        return bool(started)
+
+    await wait_until(has_started)
+    assert started == ["suspect"]
+    await redis.zrem(PERMITS, "suspect")
+    assert ids(await claims.take([QUEUE], 9, "me")) == [sent[0]], "no place is kept any more"
+    await empty(redis)
+
+
+async def test_what_another_deploy_parked_under_another_name_is_moved_once_a_claim(redis: Redis) -> None:
+    """A job was renamed, and its old name is an alias: the old worker and the new one park it each in their own way."""
+    was, now = Limits({"ping": Gate("ping")}), Limits({"ping": Gate("pong"), "pong": Gate("pong")})
+    for limits in (was, now):
+        limits.pause(Paused(names=frozenset({"ping"})))
+    old, new = Claims(redis, LEASE, was), Claims(redis, LEASE, now)
+    await pings(redis, 3)
+    assert await old.take([QUEUE], 9, "old") == []
+    before = await scripts_run(redis)
+    assert await new.take([QUEUE], 9, "new") == []
+    assert await old.take([QUEUE], 9, "old") == []
+    assert await scripts_run(redis) == before + 2
+    assert await redis.zcard(PARKED) == 3
+    await empty(redis)
+
+
+async def scripts_run(redis: Redis) -> int:
+    return int((await redis.info("commandstats"))["cmdstat_evalsha"]["calls"])

@@ -99,6 +99,11 @@ def test_a_limit_that_lets_nothing_start_is_refused() -> None:
             Rate(count, per)
 
 
+def test_a_rate_that_is_too_much_to_remember_is_refused() -> None:
+    with pytest.raises(ValueError, match="A rate of 10,001 in 1:00:00 is more than 10,000; give fewer in less time"):
+        Rate(10_001, timedelta(hours=1))
+
+
 def test_limits_are_told_of_names_that_have_some_and_aliases_share_them() -> None:
     rate = Rate(3, timedelta(seconds=2))
     table = bind([Handler(Pay, do, max_concurrent=4, rate=rate), ChunkedHandler(Ship, count, cursor=int)])
