@@ -99,7 +99,10 @@ async def _within_timeout(
     try:
         with running(tell), deadline:
             with guard:
-                returned = await start()
+                running_handler = start()
+                if not hasattr(running_handler, "__await__"):
+                    raise Permanent(f"The handler of {work.run.name} is no coroutine function; write async def.")
+                returned = await running_handler
             if session.in_transaction() and (session.new or session.dirty or session.deleted):
                 await session.flush()
         if not deadline.has_expired:

@@ -1,7 +1,7 @@
 """What an error says about the servers and the transaction, told by SQLSTATE and by type."""
 
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
@@ -91,12 +91,23 @@ class in_ledger:  # noqa: N801 - it is used as a function, and a generator would
 
 
 def plainly(error: BaseException) -> BaseException:
-    """`error`, or SwallowedError for those that only tell that the handler swallowed an earlier one."""
+    """`error`, or SwallowedError for those that only tell that the handler swallowed an earlier one.
+
+    Of a group of one, that one: a Snooze, or what is Permanent, means the same where it comes through a TaskGroup.
+    """
+    error = _alone(error)
     if not isinstance(error, PendingRollbackError) and sqlstate(error) != IN_FAILED_TRANSACTION:
         return error
     swallowed = SwallowedError()
     swallowed.__cause__ = error
     return swallowed.with_traceback(error.__traceback__)
+
+
+def _alone(error: BaseException) -> BaseException:
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    return _alone(group.exceptions[0]) if len(group.exceptions) == 1 else group
 
 
 async def fate_of(committing: Coroutine[Any, Any, None]) -> None:

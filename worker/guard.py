@@ -134,9 +134,12 @@ def _given_back(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
     undo all that a session can be told.
     """
     guard: Guard | None = record.record_info.pop(GUARD, None) if record.record_info else None
-    if dbapi_connection is not None:
-        dbapi_connection.driver_connection.guard = None
-    if guard is not None and guard.leaves_behind:
+    if dbapi_connection is None:
+        return
+    driver: Any = dbapi_connection.driver_connection
+    driver.guard = None
+    # A commit that the guard refused is one for SQLAlchemy, which then takes the transaction for ended.
+    if guard is not None and (guard.leaves_behind or driver.is_in_transaction()):
         record.invalidate()
 
 

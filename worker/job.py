@@ -1,9 +1,10 @@
 """Job: what is asked. A frozen model with a stable name; it crosses services and languages as JSON."""
 
 import re
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
 
 from worker.errors import InvalidPayload
 
@@ -23,7 +24,8 @@ class Job(BaseModel):
     may be deployed before workers.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    # As constants, so that they are found: pydantic's own way is to send null for infinity and NaN.
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
 
     # A payload may well have a field called `name` or `queue`, hence the prefix.
     job_name: ClassVar[str] = ""
@@ -46,6 +48,13 @@ class Job(BaseModel):
         cls.job_queue = queue or cls.job_queue
         cls.job_aliases = aliases
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_keywords: Any) -> None:
+        """Raises ValueError for a field that would stand for what the class says."""
+        taken = sorted({"job_name", "job_queue", "job_aliases"} & cls.model_fields.keys())
+        if taken:
+            raise ValueError(f"{cls.__name__} has a field {taken[0]}, which is the job's own; call it something else.")
+
     def to_payload(self) -> bytes:
         """The payload as JSON in UTF-8.
 
@@ -59,6 +68,13 @@ class Job(BaseModel):
                 f"The payload of {self.job_name} has {len(payload):,} bytes; the limit is {MAX_PAYLOAD_BYTES:,}. "
                 "Store the data elsewhere and send its key."
             )
+        if b"NaN" in payload or b"Infinity" in payload:  # it may stand in a text
+            try:
+                from_json(payload, allow_inf_nan=False)
+            except ValueError:
+                raise ValueError(
+                    f"The payload of {self.job_name} has NaN or infinity, which JSON can't carry; send None, or a text."
+                ) from None
         return payload
 
     @classmethod
@@ -74,5 +90,7 @@ class Job(BaseModel):
                 f"{'.'.join(map(str, fault['loc'])) or 'payload'}: {fault['msg']}"
                 for fault in error.errors(include_url=False, include_context=False, include_input=False)[:10]
             )
+        except Exception as error:  # noqa: BLE001 - of a validator, whose text may quote the value
+            faults = f"a validator raised {type(error).__name__}"
         # Outside the except block, so that pydantic's error, which quotes the input, isn't chained to ours.
         raise InvalidPayload(f"The payload does not fit {cls.job_name}: {faults}.")

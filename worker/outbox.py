@@ -94,6 +94,8 @@ def checked_at(delay: timedelta | None, at: datetime | None) -> datetime | None:
     """`at` in UTC, or a ValueError where it has no time zone, lies outside the calendar, or excludes a delay."""
     if delay is not None and at is not None:
         raise ValueError("enqueue got both delay and at; give one of them.")
+    if delay is not None and not isinstance(delay, timedelta):  # pyright: ignore[reportUnnecessaryIsInstance]  # seconds are easily given
+        raise ValueError(f"enqueue got delay={delay!r}; give a timedelta.")
     if at is not None and at.tzinfo is None:
         raise ValueError(f"enqueue got at={at}, which has no time zone; give an aware time.")
     try:

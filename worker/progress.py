@@ -1,5 +1,6 @@
 """The ledger of a chunked job: what its run remembers from chunk to chunk, read and written under the run's lock."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -61,18 +62,24 @@ async def advance(
     """Move the cursor behind the chunk that commits with it. Failures count anew.
 
     Returns the result so far, as JSON. Raises TransactionEnded where the handler has ended the transaction, and
-    Permanent for a cursor that can't be read again.
+    Permanent for a cursor that can't be read again, or that stands still.
     """
     if before.bounds is not None and any(type(value) is int for value in step.result.values()):
         raise Permanent(
             f"The chunked handler of {run.name} has a whole number among its results, and partitions add those up; "
             "give it in `counts`, or as text."
         )
+    cursor = "null" if step.cursor is None else as_key(handler.codec, step.cursor, "cursor")
+    if step.cursor is not None and json.loads(cursor) == before.cursor:
+        raise Permanent(
+            f"The chunked handler of {run.name} returned the cursor that it was given, and would never end; "
+            "return one behind its rows, or None."
+        )
     counts = as_jsonb(step.added_to(before.counts), "counts")
     done, total = before.done + step.done, before.total if step.total is None else step.total
     pace = before.pace.after(step.asked or before.size, step.done, took - step.apart, handler.sizes)
     chunk = {
-        "cursor": "null" if step.cursor is None else as_key(handler.codec, step.cursor, "cursor"),
+        "cursor": cursor,
         "result": counts,
         "done": done,
         "total": total,

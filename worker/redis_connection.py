@@ -43,8 +43,9 @@ class _Mended(AbstractConnection):
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         """As redis-py's. Raises its ConnectionError where the server is a replica."""
+        read: Any = super().read_response
         try:
-            return await super().read_response(*args, **options)
+            return await read(*args, **options)
         except ReadOnlyError as error:
             await self.disconnect(nowait=True)
             raise ConnectionLost("the server has become a replica") from error

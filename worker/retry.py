@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, cast
 
 from worker.errors import LONGEST_DELAY, Permanent
 
@@ -26,6 +27,9 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise ValueError(f"RetryPolicy got attempts={self.attempts}; a job needs at least 1.")
+        errors: Any = self.give_up_on  # whose comma is easily left out
+        if not isinstance(errors, tuple) or not all(map(_is_error, cast("tuple[object, ...]", errors))):
+            raise ValueError(f"RetryPolicy got give_up_on={errors!r}; give a tuple of exception classes.")
         if self.base < timedelta(0) or not timedelta(0) <= self.cap <= LONGEST_DELAY or self.factor < 1:
             raise ValueError(
                 "RetryPolicy needs a base of at least zero, a cap of zero to ten years, and a factor of at least 1."
@@ -47,3 +51,7 @@ class RetryPolicy:
     def delay(self, failures: int) -> timedelta:
         """The wait after the `failures`-th failure (from 1), drawn anew at each call."""
         return self.bound(failures) * random.random()  # noqa: S311 - jitter, not a secret
+
+
+def _is_error(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)

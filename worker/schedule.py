@@ -37,7 +37,10 @@ class Cron:
         tz: str = "UTC",
         grace: timedelta = timedelta(hours=1),
     ) -> None:
-        """Raises ValueError for what is no crontab, no time zone, no name, or a grace below zero or over ten years."""
+        """Raises ValueError for what is no job, no crontab, no time zone, no name, or no grace (at most ten years)."""
+        if not isinstance(job, Job):  # pyright: ignore[reportUnnecessaryIsInstance]  # its class is easily given
+            raise ValueError(f"A cron entry got {job!r}; give a job, as in Cron(Report(), …).")  # noqa: TRY004 - as the others
+        job.to_payload()
         values = {"job": job, "crontab": crontab, "name": name or job.job_name, "tz": tz, "grace": grace}
         for field, value in values.items():
             object.__setattr__(self, field, value)

@@ -22,6 +22,7 @@ from worker.availability import Availability
 from worker.call import run_batch
 from worker.chunk import Chunk, Memory, Step
 from worker.delivery import Delivery, NoHold
+from worker.errors import UnknownJob
 from worker.executor import Executor
 from worker.handler import AnyHandler, BatchHandler, ChunkedHandler, HandlerTable
 from worker.job import Job
@@ -43,6 +44,8 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
     partitions, and a batch handler gets a batch of one. Whatever the handler
     raises is raised.
     """
+    if job.job_name not in app.handlers:
+        raise UnknownJob(job.job_name)
     handler = app.handlers[job.job_name]
     received = handler.job.from_payload(job.to_payload())
     if received != job:
@@ -57,9 +60,12 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
     with running(lambda: (run,) if isinstance(handler, BatchHandler) else run):
         if isinstance(handler, BatchHandler):
             [result] = await run_batch(handler, [received], session)
+            await session.flush()
             return json.loads(as_jsonb(result, "result"))
         if not isinstance(handler, ChunkedHandler):
-            return json.loads(as_jsonb(await handler.run(received, session), "result"))
+            result = await handler.run(received, session)
+            await session.flush()
+            return json.loads(as_jsonb(result, "result"))
         memory = Memory()
         try:
             return await _run_chunks(received, handler, session, memory)
@@ -81,6 +87,7 @@ async def _run_chunks(job: J, handler: ChunkedHandler[J, Any], session: AsyncSes
 
 async def enqueued(session: AsyncSession, kind: type[J]) -> list[J]:
     """The jobs of one kind that this transaction enqueues, or that were committed and aren't final, oldest first."""
+    await session.flush()
     rows = await session.scalars(select(Outbox).where(Outbox.name == kind.job_name).order_by(Outbox.seq))
     return [kind.from_payload(_message(row).payload) for row in rows]
 

@@ -35,8 +35,15 @@ class UnkeptSession(GuardedSession):
 @event.listens_for(UnkeptSession, "after_begin")
 def _limit(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
     """SQLAlchemy's event, for the class: to listen on each session would cost more than all the rest of it."""
-    put_on(connection, session.info[GUARD])
+    guard: Guard = session.info[GUARD]
     work: Work = session.info[WORK]
+    asked = connection.get_execution_options().get("isolation_level")
+    if asked != work.handler.isolation:
+        guard.refuse(
+            f"A handler asked for the isolation level {asked}, and its transaction has {work.handler.isolation}; "
+            "give it to the Handler (isolation=…)."
+        )
+    put_on(connection, guard)
     ledger.limit(connection, work.limits)
 
 

@@ -224,7 +224,7 @@ async def test_behind_an_address_that_moves_the_thread_follows_to_the_new_primar
             await redis.replicaof(parts.hostname, parts.port)
 
             async def is_held_there() -> bool:
-                return await promoted.get("arq:in-progress:a") == claim.token.encode()
+                return bool(await promoted.get("arq:in-progress:a") == claim.token.encode())
 
             await wait_until(is_held_there)
         finally:

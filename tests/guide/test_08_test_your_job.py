@@ -5,17 +5,20 @@ from typing import Annotated
 
 import pytest
 from pydantic import PlainSerializer
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from jobs.app import app
 from jobs.orders.contracts import PayOrder, ShipOrder
 from jobs.orders.models import Order, WrongState
 from jobs.users.contracts import CreateUser
-from jobs.users.models import EmailTaken
+from jobs.users.models import EmailTaken, User
 from tests.guide.steps import add_user, commit
 from worker.app import App
+from worker.errors import UnknownJob
 from worker.handler import Handler
 from worker.job import Job
+from worker.outbox import enqueue
 from worker.outcome import Completed, Dead
 from worker.testing import drain, enqueued, perform
 
@@ -97,3 +100,28 @@ async def commits(job: Lossy, session: AsyncSession) -> None:
 async def test_a_handler_that_commits_is_found(session: AsyncSession) -> None:
     with pytest.raises(RuntimeError, match=r"called commit\(\)"):
         await perform(App(handlers=[Handler(Lossy, commits)]), Lossy(when=datetime(2026, 1, 2)), session)  # noqa: DTZ001 - as above
+
+
+async def test_what_production_would_fail_at_fails_here(engine: AsyncEngine) -> None:
+    """What a handler leaves in its session is written, too, and what it enqueues is seen without autoflush."""
+
+    class Register(Job, name="register"):
+        email: str
+
+    async def register(job: Register, session: AsyncSession) -> None:
+        session.add(User(email=job.email, name="A"))
+
+    shop = App(handlers=[Handler(Register, register)])
+    async with AsyncSession(engine, autoflush=False) as session:
+        enqueue(session, Register(email="a@example.org"))
+        assert await enqueued(session, Register) == [Register(email="a@example.org")]
+        await perform(shop, Register(email="a@example.org"), session)
+        with pytest.raises(IntegrityError):
+            await perform(shop, Register(email="a@example.org"), session)
+
+
+async def test_a_job_that_the_app_does_not_know_is_told_by_its_name(session: AsyncSession) -> None:
+    class Stranger(Job, name="stranger"): ...
+
+    with pytest.raises(UnknownJob, match="No handler is bound to the job 'stranger'"):
+        await perform(app, Stranger(), session)

@@ -198,3 +198,14 @@ def test_cron_s_attributes_are_those_of_its_arguments() -> None:
         "Asia/Tokyo",
         timedelta(0),
     )
+
+
+def test_an_entry_wants_a_job_that_can_be_enqueued() -> None:
+    kind: Any = Report
+    with pytest.raises(ValueError, match=r"A cron entry got <class .*Report'>; give a job, as in Cron"):
+        Cron(kind, "* * * * *")
+
+    class Nameless(Job): ...
+
+    with pytest.raises(ValueError, match="Nameless has no job name"):
+        Cron(Nameless(), "* * * * *", name="nameless")

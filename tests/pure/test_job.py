@@ -1,9 +1,10 @@
 """A job: its name, its payload, and what becomes of both between versions."""
 
+import math
 from datetime import timedelta
 
 import pytest
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
 from worker.errors import InvalidPayload
 from worker.job import DEFAULT_QUEUE, MAX_PAYLOAD_BYTES, Job
@@ -71,3 +72,38 @@ def test_what_doesnt_fit_is_told_by_field_and_never_by_value(payload: bytes) -> 
 def test_payloads_over_1_mib_are_refused_at_enqueue() -> None:
     with pytest.raises(ValueError, match="Store the data elsewhere and send its key"):
         Pay(order_id=1, name="x" * MAX_PAYLOAD_BYTES).to_payload()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_json_cannot_carry_is_refused_rather_than_sent_as_null(number: float) -> None:
+    class Price(Job, name="price"):
+        limit: float | None
+
+    with pytest.raises(ValueError, match="The payload of price has NaN or infinity"):
+        Price(limit=number).to_payload()
+
+
+def test_a_text_may_speak_of_infinity() -> None:
+    job = Pay(order_id=1, name="NaN to Infinity")
+    assert Pay.from_payload(job.to_payload()) == job
+
+
+def test_a_validator_that_fails_is_told_without_what_it_says() -> None:
+    class Renew(Job, name="renew"):
+        until: str
+
+        @field_validator("until")
+        @classmethod
+        def looked_up(cls, until: str) -> str:
+            return {"hunter1": "1"}[until]
+
+    with pytest.raises(InvalidPayload, match="does not fit renew: a validator raised KeyError") as refusal:
+        Renew.from_payload(b'{"until": "hunter2"}')
+    assert refusal.value.__cause__ is refusal.value.__context__ is None
+
+
+@pytest.mark.filterwarnings("ignore:Field name:UserWarning")
+@pytest.mark.parametrize("field", ["job_name", "job_queue", "job_aliases"])
+def test_a_field_that_would_stand_for_what_the_class_says_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=f"Wrong has a field {field}, which is the job's own"):
+        type("Wrong", (Job,), {"__annotations__": {field: str}, "__module__": __name__}, name="wrong")

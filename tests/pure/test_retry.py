@@ -1,6 +1,7 @@
 """How often a failed job is tried again, and after how long."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -52,3 +53,9 @@ def test_what_no_retry_can_mend_is_hopeless_at_once(error: Exception) -> None:
 def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="RetryPolicy"):
         RetryPolicy(**wrong)  # type: ignore[arg-type]  # that is the point
+
+
+@pytest.mark.parametrize("errors", [ValueError, (ValueError()), ("ValueError",), [ValueError]])
+def test_errors_to_give_up_on_are_a_tuple_of_classes(errors: Any) -> None:
+    with pytest.raises(ValueError, match="give a tuple of exception classes"):
+        RetryPolicy(give_up_on=errors)

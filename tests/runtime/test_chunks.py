@@ -341,3 +341,14 @@ async def test_a_direct_chunked_job_is_the_outboxs_from_its_first_chunk_on(bench
     assert await bench.run(counting(look), delivery) == Completed({"counted": 3, "sum": 6})
     assert rows == [0, 1, 1]
     assert await bench.rows() == 0
+
+
+async def test_a_cursor_that_stands_still_would_never_end_and_is_no_retrys_matter(bench: Bench) -> None:
+    async def standing(job: Count, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        await effect(session, str(chunk.cursor))
+        return chunk.step(chunk.cursor or 1)
+
+    outcome = await bench.run(ChunkedHandler(Count, standing, cursor=int), await bench.enqueued(Count()))
+    assert isinstance(outcome, Dead)
+    assert "returned the cursor that it was given, and would never end" in outcome.error
+    assert await bench.effects() == ["None"]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -13,7 +14,7 @@ from tests.runtime.postgres_proxy import PostgresProxy
 from worker.chunk import Chunk, Step
 from worker.errors import LONGEST_DELAY, Cancel, Permanent, Snooze
 from worker.handler import ChunkedHandler, Handler
-from worker.outcome import Cancelled, Completed, Dead, Duplicate, Released, Retrying, Snoozed
+from worker.outcome import Cancelled, Completed, Dead, Duplicate, Outcome, Released, Retrying, Snoozed
 from worker.retry import RetryPolicy
 
 NOW = RetryPolicy(base=timedelta(0))
@@ -352,3 +353,28 @@ async def test_the_observer_is_told_the_outcome_and_what_led_to_it(bench: Bench)
     outcome = await bench.run(raising(error), await bench.enqueued(Note()))
     assert bench.told.endings == [(outcome, error)]
     assert bench.told.faults == []
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(Permanent("no"), Dead), (Snooze(timedelta(hours=1)), Snoozed), (Cancel("no"), Cancelled)]
+)
+async def test_what_a_task_group_raises_of_one_task_means_the_same(
+    bench: Bench, error: Exception, expected: type[Outcome]
+) -> None:
+    async def asking() -> None:
+        raise error
+
+    async def grouping(job: Note, session: AsyncSession) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asking())
+
+    assert isinstance(await bench.run(Handler(Note, grouping), await bench.enqueued(Note())), expected)
+
+
+async def test_a_handler_that_is_no_coroutine_function_is_told_so_at_once(bench: Bench) -> None:
+    def plain(job: Note, session: AsyncSession) -> None: ...
+
+    forgotten: Any = plain
+    outcome = await bench.run(Handler(Note, forgotten), await bench.enqueued(Note()))
+    assert isinstance(outcome, Dead)
+    assert "The handler of note is no coroutine function; write async def" in outcome.error

@@ -316,3 +316,33 @@ async def test_a_task_that_outlives_its_handler_can_do_no_more(bench: Bench) -> 
     with pytest.raises(Exception, match=r"second task|closed"):
         await left[0]
     assert await bench.effects() == []
+
+
+async def commits_its_connection(session: AsyncSession) -> None:
+    await effect(session, "work")
+    await (await session.connection()).commit()
+
+
+async def has_the_adapter_commit(session: AsyncSession) -> None:
+    await effect(session, "work")
+    await session.run_sync(lambda sync: sync.connection().connection.commit())
+
+
+@pytest.mark.parametrize("misuse", [commits_its_connection, has_the_adapter_commit])
+@pytest.mark.parametrize("once", [True, False])
+async def test_a_commit_that_was_refused_leaves_no_transaction_to_the_next_job(
+    own: Bench, misuse: Misuse, *, once: bool
+) -> None:
+    async def committing(job: Note, session: AsyncSession) -> None:
+        await misuse(session)
+
+    async def working(job: Note, session: AsyncSession) -> None:
+        await effect(session, "the next")
+
+    outcome = await own.run(Handler(Note, committing, once=once), await own.enqueued(Note()))
+    assert isinstance(outcome, Dead)
+    assert "ended" in outcome.error
+    for _ in range(3):
+        assert isinstance(await own.run(Handler(Note, working), await own.enqueued(Note())), Completed)
+    assert await own.effects() == ["the next"] * 3
+    assert own.told.faults == []

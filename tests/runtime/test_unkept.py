@@ -236,3 +236,15 @@ async def test_for_a_chosen_id_the_enqueue_time_is_now(bench: Bench) -> None:
     before = datetime.now(UTC)
     await bench.run(Handler(Note, asking, once=False), await bench.enqueued(Note(), job_id="chosen"))
     assert before <= times[0] <= datetime.now(UTC)
+
+
+async def test_autocommit_is_refused_since_nothing_would_be_rolled_back(bench: Bench) -> None:
+    async def autocommitting(job: Note, session: AsyncSession) -> None:
+        _ = await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        await effect(session, "work")
+        raise ValueError("after it")
+
+    outcome = await bench.run(Handler(Note, autocommitting, once=False), bench.direct(Note()))
+    assert isinstance(outcome, Retrying)
+    assert "A handler asked for the isolation level AUTOCOMMIT, and its transaction has READ COMMITTED" in outcome.error
+    assert await bench.effects() == []
