@@ -7,7 +7,7 @@ that use the processor is cold each time. Where a call is rare, its own do.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from redis.asyncio import Redis
@@ -72,14 +72,10 @@ async def run_all(redis: Redis, *calls: Call) -> list[Any]:
 
 async def _try(redis: Any, connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
     """As `_ask`, again where the client was told to try again. It knows what for, and arq's own tests watch it."""
-
-    async def ask() -> list[Any]:
-        return await _ask(connection, commands)
-
-    async def judge(error: Exception) -> None:
-        await redis._disconnect_raise(connection, error)  # noqa: SLF001 - as its own commands do
-
-    answers: list[Any] = await connection.retry.call_with_retry(ask, judge)
+    answers: list[Any] = await connection.retry.call_with_retry(
+        partial(_ask, connection, commands),
+        partial(redis._disconnect_raise, connection),  # noqa: SLF001 - as its own commands do
+    )
     return answers
 
 

@@ -18,7 +18,7 @@ TRIES = 3
 """Of one way: where it leads is a matter of timing, too."""
 WAYS = 4
 """To a site that are tried, before it counts as not struck."""
-PATIENT = 4
+PATIENT = 12
 """Times that every way to a site is tried, before it counts as spared."""
 HANGS_AFTER_S = 120.0
 """Much more than the stage's own patience."""
