@@ -73,8 +73,7 @@ class Acknowledgements:
         """What is to be told now, for a claim that goes to Redis anyway. None: nothing, or another carries some."""
         if not self._ended or not self._landed.is_set() or self._leases.are_being_renewed():
             return None
-        ended, self._ended = self._ended[:AT_ONCE], self._ended[AT_ONCE:]
-        told = list(self._in_words(ended))
+        told = list(self._in_words(self._next_part()))
         if not told:
             return None
         self._landed.clear()
@@ -84,6 +83,11 @@ class Acknowledgements:
         """Wait until there is nothing to tell."""
         while self._sending is not None:
             await asyncio.wait((self._sending,))
+
+    def _next_part(self) -> list[Ended]:
+        """As many as one script call takes: what is told of one part stays told if the next one can't be."""
+        part, self._ended = self._ended[:AT_ONCE], self._ended[AT_ONCE:]
+        return part
 
     def _go_on(self) -> None:
         if self._sending is None:
@@ -95,9 +99,8 @@ class Acknowledgements:
                 if self._is_busy():
                     await asyncio.sleep(GATHER_S)
                 await self._landed.wait()
-                ended, self._ended = self._ended, []
                 try:
-                    await self._send(ended)
+                    await self._send(self._next_part())
                 except Exception as error:  # noqa: BLE001 - one job's fault is no other's
                     self._fault(error)
         finally:
@@ -109,14 +112,12 @@ class Acknowledgements:
             return
         await self._leases.renewed()
         told = list(self._in_words(ended))
-        for start in range(0, len(told), AT_ONCE):  # what is told of one part stays told if the next one can't be
-            part = told[start : start + AT_ONCE]
-            try:
-                settled = await self._claims.settle([words for _, _, words in part])
-            except (RedisError, OSError) as error:
-                self._say_not_told(part, error)
-            else:
-                self._say_told(part, settled)
+        try:
+            settled = await self._claims.settle([words for _, _, words in told])
+        except (RedisError, OSError) as error:
+            self._say_not_told(told, error)
+        else:
+            self._say_told(told, settled)
 
     def _have_gone(self, told: Sequence[Told], settled: list[bool] | BaseException) -> None:
         """What came of those that went with a claim, whose jobs no fault of ours may cost it."""

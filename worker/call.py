@@ -63,7 +63,7 @@ def call(
     tell: Tell = partial(current_of, work.run, begun)
     start: Callable[[], Awaitable[object]]
     if isinstance(handler, Handler):
-        start = partial(handler.run, work.job, session)
+        start = partial(ask, handler, work.job, session)
     elif isinstance(handler, ChunkedHandler):
         start = partial(_run_chunk, handler, work, begun, session)
     else:
@@ -99,10 +99,7 @@ async def _within_timeout(
     try:
         with running(tell), deadline:
             with guard:
-                running_handler = start()
-                if not hasattr(running_handler, "__await__"):
-                    raise Permanent(f"The handler of {work.run.name} is no coroutine function; write async def.")
-                returned = await running_handler
+                returned = await start()
             if session.in_transaction() and (session.new or session.dirty or session.deleted):
                 await session.flush()
         if not deadline.has_expired:
@@ -135,12 +132,24 @@ async def _run_chunk(
 
     lower, upper = progress.bounds or (None, None)
     cursor, size = read(progress.cursor), progress.size
-    return await handler.run(work.job, session, Chunk(cursor, size, read(lower), read(upper), work.memory))
+    chunk = Chunk(cursor, size, read(lower), read(upper), work.memory)
+    step: Step[Any] = await ask(handler, work.job, session, chunk)
+    return step
+
+
+def ask(handler: AnyHandler, *given: Any) -> Awaitable[Any]:
+    """What the handler's function returns, to be awaited. Raises Permanent where that can't be."""
+    run: Callable[..., Any] = handler.run
+    asked = run(*given)
+    if not hasattr(asked, "__await__"):
+        raise Permanent(f"The handler of {handler.job.job_name} is no coroutine function; write async def.")
+    awaitable: Awaitable[Any] = asked
+    return awaitable
 
 
 async def run_batch(handler: BatchHandler[Any], jobs: Sequence[Job], session: AsyncSession) -> list[object]:
     """A result for each job, in their order. Raises Permanent where the handler returns anything else."""
-    returned: Any = await handler.run(jobs, session)
+    returned: Any = await ask(handler, jobs, session)
     if returned is None:
         return [None] * len(jobs)
     if isinstance(returned, Sequence) and not isinstance(returned, str | bytes):

@@ -152,6 +152,7 @@ class Worker(arq.worker.Worker):
             if self.burst and 0 <= self.max_burst_jobs <= self._jobs_started():
                 await asyncio.gather(*self.tasks.values())
                 return
+            # A heartbeat and the idle marks (claims.py) must not wait for a poll that is seldom.
             pause = min(self.poll_delay_s * random.uniform(*POLLS), BEAT_EVERY_S)  # noqa: S311
             await self._rest(min(self._due_in_s or pause, pause))
 

@@ -22,7 +22,7 @@ RENEWALS_PER_LEASE = 3
 AWAY_RETRY_S = 0.25
 """Between tries while Redis is away."""
 STALL_S = 1.0
-"""A thread that looks later than this was stopped or starved, and so were the jobs: they have yet to use their time."""
+"""Who looks later than this was stopped or starved, and so was what it looks after, which has yet to use its time."""
 
 
 @dataclass(slots=True)

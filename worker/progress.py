@@ -1,9 +1,10 @@
 """The ledger of a chunked job: what its run remembers from chunk to chunk, read and written under the run's lock."""
 
-import json
 from datetime import timedelta
 from typing import Any
 
+from pydantic import JsonValue
+from pydantic_core import from_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -49,6 +50,22 @@ async def read(driver: Driver, run: Identity, handler: ChunkedHandler[Any, Any])
     )
 
 
+def key_behind(handler: ChunkedHandler[Any, Any], step: Step[Any], before: JsonValue) -> str:
+    """The cursor that a step gives, as JSON; `before`: the one it was given.
+
+    Raises Permanent for one that can't be read again, or that stands still.
+    """
+    if step.cursor is None:
+        return "null"
+    key = as_key(handler.codec, step.cursor, "cursor")
+    if from_json(key) == before:
+        raise Permanent(
+            f"The chunked handler of {handler.job.job_name} returned the cursor that it was given, and would never "
+            "end; return one behind its rows, or None."
+        )
+    return key
+
+
 async def advance(
     connection: AsyncConnection,
     run: Identity,
@@ -69,17 +86,11 @@ async def advance(
             f"The chunked handler of {run.name} has a whole number among its results, and partitions add those up; "
             "give it in `counts`, or as text."
         )
-    cursor = "null" if step.cursor is None else as_key(handler.codec, step.cursor, "cursor")
-    if step.cursor is not None and json.loads(cursor) == before.cursor:
-        raise Permanent(
-            f"The chunked handler of {run.name} returned the cursor that it was given, and would never end; "
-            "return one behind its rows, or None."
-        )
     counts = as_jsonb(step.added_to(before.counts), "counts")
     done, total = before.done + step.done, before.total if step.total is None else step.total
     pace = before.pace.after(step.asked or before.size, step.done, took - step.apart, handler.sizes)
     chunk = {
-        "cursor": cursor,
+        "cursor": key_behind(handler, step, before.cursor),
         "result": counts,
         "done": done,
         "total": total,

@@ -19,7 +19,7 @@ from uuid_utils import uuid7
 from worker import lanes
 from worker.app import App
 from worker.availability import Availability
-from worker.call import run_batch
+from worker.call import ask, run_batch
 from worker.chunk import Chunk, Memory, Step
 from worker.delivery import Delivery, NoHold
 from worker.errors import UnknownJob
@@ -28,9 +28,10 @@ from worker.handler import AnyHandler, BatchHandler, ChunkedHandler, HandlerTabl
 from worker.job import Job
 from worker.models import Outbox, Run
 from worker.outcome import Outcome, Released
+from worker.progress import key_behind
 from worker.reporting.observer import Observers
 from worker.run import CurrentRun, running
-from worker.stored import as_jsonb, as_key
+from worker.stored import as_jsonb
 from worker.wire import Message, decode, restamp
 
 J = TypeVar("J", bound=Job)
@@ -58,12 +59,11 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
     identity = {"id": run.job_id, "enqueued_ms": run.enqueued_ms, "name": run.name, "queue": run.queue}
     await session.execute(insert(Run).values(**identity, status="waiting", from_outbox=False))
     with running(lambda: (run,) if isinstance(handler, BatchHandler) else run):
-        if isinstance(handler, BatchHandler):
-            [result] = await run_batch(handler, [received], session)
-            await session.flush()
-            return json.loads(as_jsonb(result, "result"))
         if not isinstance(handler, ChunkedHandler):
-            result = await handler.run(received, session)
+            if isinstance(handler, BatchHandler):
+                [result] = await run_batch(handler, [received], session)
+            else:
+                result = await ask(handler, received, session)
             await session.flush()
             return json.loads(as_jsonb(result, "result"))
         memory = Memory()
@@ -76,13 +76,15 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
 async def _run_chunks(job: J, handler: ChunkedHandler[J, Any], session: AsyncSession, memory: Memory) -> JsonValue:
     counts: dict[str, JsonValue] = {}
     cursor: Any = None
+    before: JsonValue = None
     while True:
-        step: Step[Any] = await handler.run(job, session, Chunk(cursor, handler.size, memory=memory))
+        step: Step[Any] = await ask(handler, job, session, Chunk(cursor, handler.size, memory=memory))
         await session.flush()
         counts = json.loads(as_jsonb(step.added_to(counts), "counts"))
+        key = key_behind(handler, step, before)
         if step.cursor is None:
             return counts
-        cursor = handler.codec.validate_json(as_key(handler.codec, step.cursor, "cursor"))
+        cursor, before = handler.codec.validate_json(key), json.loads(key)
 
 
 async def enqueued(session: AsyncSession, kind: type[J]) -> list[J]:

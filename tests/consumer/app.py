@@ -46,12 +46,6 @@ class Hopeless(Job, name="hopeless"):
     """As Deaf, and its timeout is soon over."""
 
 
-class Hasty(Job, name="hasty"):
-    """As Wait, for a second at most."""
-
-    lock: int
-
-
 class Stubborn(Job, name="stubborn"):
     """Doesn't let its timeout cancel it, but what comes after that."""
 
@@ -90,7 +84,7 @@ async def spread(job: Spread, session: AsyncSession, chunk: Chunk[int]) -> Step[
     return chunk.step(None if end == last else end, done=len(numbers), total=10, counts=counts)
 
 
-async def wait(job: Wait | Hasty, session: AsyncSession) -> str:
+async def wait(job: Wait, session: AsyncSession) -> str:
     await leave_effect(session)
     _say_began()
     await session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": job.lock})
@@ -145,7 +139,6 @@ app = App(
         BatchHandler(Together, together, max_size=20, linger=timedelta(seconds=5)),
         Handler(Deaf, deaf),
         Handler(Hopeless, deaf, timeout=BRIEF),
-        Handler(Hasty, wait, timeout=timedelta(seconds=1)),
         Handler(Stubborn, stubborn, timeout=BRIEF),
         Handler(Stuck, stuck, timeout=BRIEF),
         ChunkedHandler(Spread, spread, cursor=int, size=4, target=None, partitions=4, split=tens),

@@ -1,7 +1,7 @@
 """What has ended goes to Redis with the next claim: in the same round trip, and never lost for the claim's sake."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -17,7 +17,7 @@ from worker.claim import Claim
 from worker.claim_script import CLAIM
 from worker.claims import Claims
 from worker.delivery import Report
-from worker.endings import Along, Finish, PutBack
+from worker.endings import Along, Finish
 from worker.lease import Leases
 from worker.outcome import Completed
 from worker.queue import Queue
@@ -191,21 +191,13 @@ async def test_what_was_told_of_some_stays_told_where_others_cannot_be(
     claims: Claims,
     acknowledgements: Acknowledgements,
     ended: list[str],
+    proxy: RedisProxy,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """More have ended than one script takes, and the connection is lost before the second."""
     monkeypatch.setattr("worker.acknowledgements.AT_ONCE", 2)
     await enqueue(arq, "first", "second", "third")
-    settle, settled = claims.settle, 0
-
-    async def settle_once(endings: Sequence[Finish | PutBack]) -> list[bool]:
-        nonlocal settled
-        settled += 1
-        if settled == 2:
-            raise ConnectionLost("cut")
-        return await settle(endings)
-
-    monkeypatch.setattr(claims, "settle", settle_once)
+    proxy.cut_before = b"third"
     for claim in await claims.take([QUEUE], 3, "me"):
         acknowledgements.add(claim, Report(Completed()))
     await acknowledgements.all_sent()

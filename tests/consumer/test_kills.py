@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -20,7 +19,7 @@ from jobs.orders.contracts import ImportOrders, PayOrder
 from jobs.orders.models import Order, OrderLine
 from jobs.users.models import User
 from tests.conftest import StartWorker
-from tests.consumer.app import Deaf, Hasty, Hopeless, Stubborn, Stuck, Wait
+from tests.consumer.app import Deaf, Hopeless, Stubborn, Stuck, Wait
 from tests.consumer.conftest import Effects
 from tests.consumer.redis_proxy import RedisProxy, sha_of
 from tests.support.locks import locked as holding
@@ -183,27 +182,6 @@ async def test_a_worker_that_was_frozen_in_mid_transaction_loses_its_backend_and
     await other.wait_for("completed", job_id=job_id)
     assert await effects() == [job_id]
     assert await frozen.stop() == 0
-
-
-async def test_a_worker_that_was_frozen_for_longer_than_its_jobs_may_take_ends_none_of_them_by_force(
-    session: AsyncSession, start_worker: StartWorker, locked: Locked
-) -> None:
-    """They had no chance to end: on waking they are cancelled in time."""
-    job_id = await enqueued(session, Hasty(lock=LOCK))
-    async with locked():
-        worker = await start_worker(**ENV)
-        await worker.wait_for("began")
-        worker.signal(signal.SIGSTOP)
-        awake = time.monotonic() + 4  # a second, the grace and the lease
-
-        async def has_been_long() -> bool:
-            return time.monotonic() > awake
-
-        await wait_until(has_been_long)
-        worker.signal(signal.SIGCONT)
-        await worker.wait_for("retrying", job_id=job_id)
-        assert await worker.stop() == 0
-    assert "job_overdue" not in worker.output
 
 
 async def test_the_jobs_beside_one_that_is_overdue_are_handed_back_before_the_process_ends(

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from functools import partial
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -254,6 +255,26 @@ async def test_renewal_ends_at_the_jobs_timeout_and_grace_and_the_process_is_the
     leases.stop()
     assert await redis.get("arq:in-progress:long") == long.token.encode()
     assert [line["job_id"] for line in logged if line["event"] == "job_overdue"] == ["overdue"]
+    await redis.flushall()
+
+
+async def test_the_jobs_of_a_process_that_was_frozen_are_not_overdue(
+    redis: Redis, redis_url: str, told: Told, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It slept for an hour, and so did the jobs, which may have as long as they had before."""
+    slept = 0.0
+    monkeypatch.setattr("worker.lease.time", SimpleNamespace(monotonic=lambda: time.monotonic() + slept))
+    leases = Leases(redis_url, SECOND, SECOND, recycle=told.recycled.set, fault=told.faults.append)
+    [claim] = await claimed(redis, "a")
+    leases.hold(claim)
+    leases.extend(claim, timedelta(minutes=1))
+    leases.start()
+    await renewed(redis, claim)
+    slept = 3600.0
+    await renewed(redis, claim)
+    leases.stop()
+    assert not told.recycled.is_set()
+    assert [line for line in logged if line["event"] == "job_overdue"] == []
     await redis.flushall()
 
 

@@ -15,8 +15,9 @@ from jobs.users.contracts import CreateUser
 from jobs.users.models import EmailTaken, User
 from tests.guide.steps import add_user, commit
 from worker.app import App
-from worker.errors import UnknownJob
-from worker.handler import Handler
+from worker.chunk import Chunk, Step
+from worker.errors import Permanent, UnknownJob
+from worker.handler import ChunkedHandler, Handler
 from worker.job import Job
 from worker.outbox import enqueue
 from worker.outcome import Completed, Dead
@@ -118,6 +119,16 @@ async def test_what_production_would_fail_at_fails_here(engine: AsyncEngine) -> 
         await perform(shop, Register(email="a@example.org"), session)
         with pytest.raises(IntegrityError):
             await perform(shop, Register(email="a@example.org"), session)
+
+
+async def test_a_cursor_that_stands_still_ends_the_test_too(session: AsyncSession) -> None:
+    class Walk(Job, name="walk"): ...
+
+    async def stand(job: Walk, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        return chunk.step(1)
+
+    with pytest.raises(Permanent, match="returned the cursor that it was given"):
+        await perform(App(handlers=[ChunkedHandler(Walk, stand, cursor=int)]), Walk(), session)
 
 
 async def test_a_job_that_the_app_does_not_know_is_told_by_its_name(session: AsyncSession) -> None:

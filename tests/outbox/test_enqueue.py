@@ -151,6 +151,7 @@ async def test_rows_hold_the_message_as_bytes_since_jsonb_refuses_nul(hands: Han
     [
         ({"key": "k", "job_id": "j"}, "both key and job_id"),
         ({"delay": timedelta(0), "at": datetime.now(UTC)}, "both delay and at"),
+        ({"delay": 60}, "delay=60; give a timedelta"),
         ({"at": datetime(2030, 1, 1)}, "has no time zone"),  # noqa: DTZ001 - what is refused
         ({"job_id": ""}, "the job_id ''"),
         ({"job_id": "with space"}, "the job_id 'with space'"),

@@ -105,6 +105,7 @@ async def test_any_client_of_redis_will_do(redis: Redis, redis_url: str) -> None
     ("options", "refusal"),
     [
         ({"delay": timedelta(0), "at": datetime.now(UTC)}, "both delay and at"),
+        ({"delay": 60}, "delay=60; give a timedelta"),
         ({"at": datetime(2030, 1, 1)}, "has no time zone"),  # noqa: DTZ001 - what is refused
         ({"job_id": "with space"}, "the job_id 'with space'"),
     ],

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import partial
 
 import pytest
 from sqlalchemy import text
@@ -13,7 +13,8 @@ from tests.runtime.bench import WORKER, Bench, Count, Grip, Note, effect
 from tests.runtime.postgres_proxy import PostgresProxy
 from worker.chunk import Chunk, Step
 from worker.errors import LONGEST_DELAY, Cancel, Permanent, Snooze
-from worker.handler import ChunkedHandler, Handler
+from worker.handler import AnyHandler, BatchHandler, ChunkedHandler, Handler
+from worker.job import Job
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Outcome, Released, Retrying, Snoozed
 from worker.retry import RetryPolicy
 
@@ -371,10 +372,20 @@ async def test_what_a_task_group_raises_of_one_task_means_the_same(
     assert isinstance(await bench.run(Handler(Note, grouping), await bench.enqueued(Note())), expected)
 
 
-async def test_a_handler_that_is_no_coroutine_function_is_told_so_at_once(bench: Bench) -> None:
-    def plain(job: Note, session: AsyncSession) -> None: ...
+@pytest.mark.parametrize(
+    ("bound", "job"),
+    [
+        (partial(Handler, Note), Note()),
+        (partial(BatchHandler, Note), Note()),
+        (partial(ChunkedHandler, Count, cursor=int), Count()),
+    ],
+    ids=["one", "batch", "chunk"],
+)
+async def test_a_handler_that_is_no_coroutine_function_is_told_so_at_once(
+    bench: Bench, bound: Callable[..., AnyHandler], job: Job
+) -> None:
+    def plain(*_given: object) -> None: ...
 
-    forgotten: Any = plain
-    outcome = await bench.run(Handler(Note, forgotten), await bench.enqueued(Note()))
+    outcome = await bench.run(bound(plain), await bench.enqueued(job))
     assert isinstance(outcome, Dead)
-    assert "The handler of note is no coroutine function; write async def" in outcome.error
+    assert f"The handler of {job.job_name} is no coroutine function; write async def" in outcome.error

@@ -16,6 +16,7 @@ from typing import IO
 import structlog
 
 from worker.delivery import Hold, Report
+from worker.lease import STALL_S
 from worker.shield import answer_cancellation
 from worker.suspects import frames
 from worker.suspects.death import Death, ProcessDeath, Suspect
@@ -29,8 +30,6 @@ IDLE_S = 5.0
 """How long a child waits for another suspect."""
 END_S = 10.0
 """For a child that was closed, or has closed its end, to be gone."""
-STALL_S = 1.0
-"""A worker that hasn't looked for longer was stopped or starved, and has yet to hear what its child said meanwhile."""
 MAX_TRACE = 20_000
 """Bytes."""
 
