@@ -31,12 +31,15 @@ def _others(condition: str) -> str:
 _IS_FREE = f"{_others('s.sent_epoch is not null')} = 0"
 _HAS_MORE = f"{_others('s.seq <> o.seq and s.sent_epoch is null and s.coalesces')} > 0"
 
-PLAIN = f"o.sent_epoch is null and not o.coalesces and o.seq <> all(:refused) and {_IS_FREE}"
+# As texts: for an array of numbers asyncpg asks each connection what those are, which takes it 4 to 10 ms.
+_MAY_GO = "o.seq not in (select cast(unnest(cast(:refused as text[])) as bigint))"
+
+PLAIN = f"o.sent_epoch is null and not o.coalesces and {_MAY_GO} and {_IS_FREE}"
 # statement_timestamp, since no index serves a volatile function.
 DUE = "o.sent_epoch is null and o.coalesces and o.due_at <= statement_timestamp()"
 # What isn't free is picked as well where there is something to coalesce: so one row waits, however many come.
-COALESCING = f"{DUE} and o.seq <> all(:refused) and ({_IS_FREE} or {_HAS_MORE})"
-AGAIN = "o.sent_epoch < :epoch and o.seq <> all(:refused)"
+COALESCING = f"{DUE} and {_MAY_GO} and ({_IS_FREE} or {_HAS_MORE})"
+AGAIN = f"o.sent_epoch < :epoch and {_MAY_GO}"
 
 LOOK = text(f"""
 select

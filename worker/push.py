@@ -103,19 +103,19 @@ class Pusher:
         self._engine = engine
         self._push: Any = redis.register_script(PUSH)
 
-    async def look(self, epoch: int, refused: Sequence[int]) -> Backlog:
+    async def look(self, epoch: int, refused: Sequence[str]) -> Backlog:
         """What could be sent now, but for the rows of `refused`."""
         async with brief_transaction(self._engine) as connection:
             seen = (await connection.execute(lanes.LOOK, {"epoch": epoch, "refused": refused})).one()
         return Backlog(seen.coalescing, seen.again, frozenset(seen.waiting))
 
-    async def send_plain(self, epoch: int, refused: Sequence[int]) -> Batch:
+    async def send_plain(self, epoch: int, refused: Sequence[str]) -> Batch:
         """Rows whose ids are their own, due or not. Many relays may do so at once."""
         async with brief_transaction(self._engine) as connection:
             rows = await lanes.rows(connection, lanes.MARK_PLAIN, epoch=epoch, refused=refused)
             return await self._push_or_unmark(connection, rows)
 
-    async def send_coalescing(self, epoch: int, refused: Sequence[int]) -> Batch:
+    async def send_coalescing(self, epoch: int, refused: Sequence[str]) -> Batch:
         """Rows whose ids others may carry, once they are due.
 
         They are marked, and that is committed, before the push: the transaction that makes the run final must see the
@@ -128,7 +128,7 @@ class Pusher:
             batch = await self._push_or_unmark(connection, [row for row in rows if row.is_marked])
             return Batch(len(rows), batch.sent, batch.refused)
 
-    async def send_again(self, epoch: int, refused: Sequence[int]) -> Batch:
+    async def send_again(self, epoch: int, refused: Sequence[str]) -> Batch:
         """Rows that an earlier Redis was sent."""
         async with turn(self._engine) as connection:
             rows = await lanes.rows(connection, lanes.MARK_AGAIN, epoch=epoch, refused=refused)

@@ -124,7 +124,7 @@ class Relay:
     async def _batches(self, refused: Mapping[int, str]) -> list[Batch]:
         """One batch of each lane that has something, so that none starves another."""
         epoch = await current_epoch(self._engine, self._redis)
-        skip = list(refused)
+        skip = [str(seq) for seq in refused]
         # Most that there is to send is plain: it goes at once, and only the others are looked for.
         batches = [await self._pusher.send_plain(epoch.number, skip)]
         backlog = await self._pusher.look(epoch.number, skip)

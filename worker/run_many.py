@@ -12,10 +12,10 @@ from worker.run import FINAL, Begun, Ended, Identity, Limits, NotDue, millisecon
 # wait for each other. A run that is there already and that somebody holds is passed over; one that somebody is just
 # inserting is waited for. What isn't returned is held, or isn't admitted. The limits are set when all is locked.
 # Outbox rows are counted, since the planner would make a hash of the whole outbox to look for one in it.
-# New direct runs are marked done at once, as run.py's may be.
+# New direct runs are marked done at once, as run.py's may be. Numbers come as texts (lanes.py says why).
 _BEGIN = f"""
 with asked as (
-    select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::boolean[])
+    select * from unnest($1::text[], $2::text[]::bigint[], $3::text[], $4::text[], $5::text[]::boolean[])
         as given (id, enqueued_ms, name, queue, from_outbox)
 ), inserted as (
     insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox, result, finished_at)
@@ -44,13 +44,13 @@ from locked cross join limits
 """  # noqa: S608 - put together from constants
 
 _TAKE_ROWS = """
-delete from worker.outbox using unnest($1::text[], $2::bigint[]) as given (id, enqueued_ms)
+delete from worker.outbox using unnest($1::text[], $2::text[]::bigint[]) as given (id, enqueued_ms)
 where outbox.id = given.id and outbox.enqueued_ms = given.enqueued_ms and (sent_epoch is not null or not coalesces)
 """
 
 _COMPLETE = """
 with given as (
-    select * from unnest($1::text[], $2::bigint[], $4::text[]) as given (id, enqueued_ms, result)
+    select * from unnest($1::text[], $2::text[]::bigint[], $4::text[]) as given (id, enqueued_ms, result)
 ), marked as (
     update worker.run set status = 'completed', result = given.result::jsonb, next_at = null, error = null,
         finished_at = clock_timestamp()
@@ -75,7 +75,7 @@ async def begin(driver: Driver, runs: Sequence[Identity], limits: Limits) -> lis
         *_keys(runs),
         [run.name for run in runs],
         [run.queue for run in runs],
-        [run.from_outbox for run in runs],
+        [str(run.from_outbox) for run in runs],
         *milliseconds(limits).values(),
     )
     found: dict[tuple[str, int], Begun | Ended | NotDue] = {}
@@ -102,5 +102,5 @@ async def complete(driver: Driver, done: Sequence[tuple[Identity, str]], transac
         raise TransactionEnded
 
 
-def _keys(runs: Sequence[Identity]) -> tuple[list[str], list[int]]:
-    return [run.job_id for run in runs], [run.enqueued_ms for run in runs]
+def _keys(runs: Sequence[Identity]) -> tuple[list[str], list[str]]:
+    return [run.job_id for run in runs], [str(run.enqueued_ms) for run in runs]

@@ -87,8 +87,9 @@ class Sweep:
                     keys=[], args=[part for row in page for part in (row.id, row.queue)]
                 )
                 missing = [page[place - 1].seq for place in places]
-                rows = await lanes.rows(connection, _MARK_MISSING, seqs=missing)
-                sent = len(rows) - len(await self._pusher.push(rows))
+                if missing:
+                    rows = await lanes.rows(connection, _MARK_MISSING, seqs=missing)
+                    sent = len(rows) - len(await self._pusher.push(rows))
         self._after = page[-1].seq if page else None
         return sent
 

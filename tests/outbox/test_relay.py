@@ -10,11 +10,13 @@ import pytest
 from arq.connections import ArqRedis
 from arq.jobs import Job as ArqJob
 from arq.jobs import JobStatus
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.outbox.conftest import Psql
 from tests.outbox.hands import AN_HOUR, Count, Hands, Loose, Play, Stopped
+from tests.support.types_asked import types_asked
 from tests.support.waiting import wait_until
 from worker import brief, database
 from worker.availability import Availability
@@ -23,7 +25,7 @@ from worker.database import connect
 from worker.dev import EmbeddedPostgres, EmbeddedValkey
 from worker.driver import SERVER_SETTINGS
 from worker.epoch import current_epoch
-from worker.outbox import enqueue_many
+from worker.outbox import enqueue, enqueue_many
 from worker.outcome import Completed, Dead, Duplicate, Retrying, Snoozed, Yielded
 from worker.push import Pusher
 from worker.queue import Queue
@@ -66,6 +68,21 @@ async def test_a_batch_a_time_goes_until_nothing_is_left(hands: Hands) -> None:
     assert await hands.relay.drain() == 1203
     assert await hands.redis.zcard("arq:queue") == 1203
     assert {row.id for row in await hands.rows("id")} == set(ids)
+
+
+async def test_no_connection_has_to_be_asked_about_types(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = types_asked(monkeypatch)
+    async with AsyncSession(hands.engine) as session, session.begin():
+        enqueue_many(session, [Play() for _ in range(3)])
+        coalescing = enqueue(session, Play(), key="k")
+    relay = patient(hands, timedelta(milliseconds=1))
+    async with running(relay):  # pushes and sweeps
+        await wait_until(is_queued(hands, coalescing))
+    assert await relay.drain() == 0
+    assert asked == []
+    async with hands.engine.connect() as connection:
+        await connection.execute(text("select cast(:numbers as bigint[])"), {"numbers": [1]})
+    assert asked == [1016], "an array of numbers is asked for, so the above says something"
 
 
 async def test_two_relays_at_once_pass_over_each_other_s_rows(hands: Hands) -> None:

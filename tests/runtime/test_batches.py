@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from structlog.contextvars import get_contextvars
 
 from tests.runtime.bench import Bench, Grip, Note
+from tests.support.types_asked import types_asked
 from worker import gather, run
 from worker.call import run_batch
 from worker.delivery import Delivery
@@ -62,6 +63,14 @@ async def test_many_jobs_are_one_call_and_one_transaction(bench: Bench) -> None:
     assert await bench.rows() == 0
     assert bench.told.attempts == [1] * 5
     assert bench.told.endings == [(Completed(str(number)), None) for number in range(5)]
+
+
+async def test_no_connection_has_to_be_asked_about_types(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = types_asked(monkeypatch)
+    direct, enqueued_ones = [bench.direct(Note(text=str(number))) for number in range(2)], await enqueued(bench, 2)
+    outcomes = await bench.run_all(batches_of(4, noting), [*direct, *enqueued_ones])
+    assert outcomes == [Completed("0"), Completed("1"), Completed("0"), Completed("1")]
+    assert asked == []
 
 
 async def test_a_batch_begins_when_its_first_job_has_waited_long_enough(bench: Bench) -> None:
