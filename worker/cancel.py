@@ -18,7 +18,7 @@ from worker.operations import Done, UnknownIdError, WrongStatusError
 from worker.overview import newest
 from worker.parking import PARKED
 from worker.run import Identity
-from worker.wire import JOB_KEY, UNREADABLE_NAME, Unreadable, decode
+from worker.wire import JOB_KEY, decode
 
 REASON = "cancelled on request"
 LOCK_WAIT_MS = 200
@@ -184,14 +184,12 @@ async def _in_redis(redis: Redis, job_id: str, queues: Sequence[str]) -> _Target
     if raw is None:
         return None
     message = decode(raw)
-    name, from_outbox = (
-        (UNREADABLE_NAME, False) if isinstance(message, Unreadable) else (message.name, message.from_outbox)
-    )
     script: Any = redis.register_script(FIND_QUEUE)
     queue: bytes | None = await script(keys=queues, args=[job_id])
     if queue is None:
         return None
-    return _Target(Identity(job_id, message.enqueued_ms, name, queue.decode(), from_outbox), raw, has_row=False)
+    run = Identity(job_id, message.enqueued_ms, message.name, queue.decode(), message.from_outbox)
+    return _Target(run, raw, has_row=False)
 
 
 async def _cancel(connection: AsyncConnection, target: _Target) -> None:

@@ -38,6 +38,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ids, scores, messages, failures, aborted, limited, suspects = {}, {}, {}, {}, {}, {}, {}
 local counts, passed, bytes, full, more = {}, {}, 0, false, false
 local parked, parked_bytes, waiting = 0, 0, {}
+local are_aborts = redis.pcall('ZCARD', 'arq:abort') ~= 0
 
 local gates, gate_of_name = {}, {}
 for i = 9 + #KEYS, #ARGV, 5 do
@@ -187,7 +188,8 @@ local function take(queue, source, found, scored, suspect)
     local chosen = choose(queue, source, free, due, suspect)
     if #chosen == 0 then return over end
     local before, held = #ids - #chosen, {}
-    local counted, asked = texts('arq:retry:', chosen), redis.pcall('ZMSCORE', 'arq:abort', unpack(chosen))
+    local counted = texts('arq:retry:', chosen)
+    local asked = are_aborts and redis.pcall('ZMSCORE', 'arq:abort', unpack(chosen)) or {}
     for i, id in ipairs(chosen) do
         local at = before + i
         redis.call('SET', 'arq:in-progress:' .. id, token .. ':' .. scores[at], 'PX', lease)
@@ -275,9 +277,8 @@ if not full and not more then
         if at then reopens = reopens and math.min(reopens, at) or at end
     end
 end
-local aborts = redis.pcall('ZCARD', 'arq:abort')
 return {
-    now, parked, (full or more) and 1 or 0, reopens, aborts ~= 0 and 1 or 0, passed, counts,
+    now, parked, (full or more) and 1 or 0, reopens, are_aborts and 1 or 0, passed, counts,
     ids, scores, messages, failures, aborted, limited, suspects
 }
 """.replace("SUSPECT_WAITS_MS", str(SUSPECT_WAITS_MS))

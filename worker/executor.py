@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Coroutine
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -69,8 +69,8 @@ class Executor:
         message = decode(raw)
         if isinstance(message, Message) and message.name not in self._handlers:
             return Report(self._of_unknown_job(message.name), message)
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        task.set_name(_name(message))
+        task: Any = asyncio.current_task()
+        task.set_name(message.name)
         started_ms = _now_ms()
         with self._observer.observe(subject_of(delivery, message)) as observation:
             try:
@@ -144,20 +144,12 @@ def _now_ms() -> int:
 def subject_of(delivery: Delivery, message: Message | Unreadable) -> Subject:
     """What observers are told of a delivery."""
     latency_ms = max(0, delivery.delivered_ms - delivery.due_ms)
-    identity = delivery.job_id, _name(message), delivery.queue, message.enqueued_ms, latency_ms
-    return (
-        Subject(*identity)
-        if isinstance(message, Unreadable)
-        else Subject(*identity, dict(message.headers), message.payload)
-    )
+    identity = delivery.job_id, message.name, delivery.queue, message.enqueued_ms, latency_ms
+    return Subject(*identity, message.headers, message.payload)
 
 
 def identity_of(delivery: Delivery, message: Message | Unreadable) -> ledger.Identity:
     """The run that a delivery is of."""
     # An id from elsewhere may hold what PostgreSQL's text can't.
-    job_id, from_outbox = as_text(delivery.job_id), isinstance(message, Message) and message.from_outbox
-    return ledger.Identity(job_id, message.enqueued_ms, _name(message), delivery.queue, from_outbox)
-
-
-def _name(message: Message | Unreadable) -> str:
-    return UNREADABLE_NAME if isinstance(message, Unreadable) else message.name
+    job_id = as_text(delivery.job_id)
+    return ledger.Identity(job_id, message.enqueued_ms, message.name, delivery.queue, message.from_outbox)

@@ -84,7 +84,7 @@ class Job(BaseModel):
         Raises InvalidPayload, whose text names the fields and never their values.
         """
         try:
-            return cls.model_validate_json(payload)
+            job: Self = cls.__pydantic_validator__.validate_json(payload)
         except ValidationError as error:
             faults = "; ".join(
                 f"{'.'.join(map(str, fault['loc'])) or 'payload'}: {fault['msg']}"
@@ -92,5 +92,7 @@ class Job(BaseModel):
             )
         except Exception as error:  # noqa: BLE001 - of a validator, whose text may quote the value
             faults = f"a validator raised {type(error).__name__}"
+        else:
+            return job
         # Outside the except block, so that pydantic's error, which quotes the input, isn't chained to ours.
         raise InvalidPayload(f"The payload does not fit {cls.job_name}: {faults}.")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from worker.database import SESSION_OPTIONS
@@ -11,15 +11,18 @@ from worker.database import SESSION_OPTIONS
 class LazySession(AsyncSession):
     """An AsyncSession over a session of the given class, with the runtime's options."""
 
-    def __init__(self, session_class: type[Session], **given: Any) -> None:
-        self._given = {"sync_session_class": session_class, **given}
+    def __init__(
+        self, session_class: type[Session], *, bind: AsyncConnection | AsyncEngine, info: dict[str, Any] | None = None
+    ) -> None:
+        self._given = session_class, bind, info
 
     def __getattr__(self, name: str) -> Any:
         """Called where an attribute is missing, so the first time that anything of the session is asked for."""
         given = self.__dict__.pop("_given", None)
         if given is None:
             raise AttributeError(name)
-        super().__init__(**SESSION_OPTIONS, **given)
+        session_class, bind, info = given
+        super().__init__(bind, sync_session_class=session_class, info=info, **SESSION_OPTIONS)
         return getattr(self, name)
 
     def in_transaction(self) -> bool:

@@ -92,9 +92,9 @@ class Leases:
 
     def extend(self, claim: Claim, timeout: timedelta) -> None:
         """A transaction begins that may take `timeout`."""
-        with self._lock:
-            if claim.raw_id in self._held:
-                self._held[claim.raw_id].deadline = time.monotonic() + timeout.total_seconds() + self._grace_s
+        held = self._held.get(claim.raw_id)
+        if held is not None:
+            held.deadline = time.monotonic() + timeout.total_seconds() + self._grace_s
 
     def take_over(self, claim: Claim) -> bool:
         """A lease had run out, and its job, which still runs here, was claimed anew: renew that claim from now on.

@@ -53,7 +53,8 @@ class Begun:
     """The run is locked by this transaction and may go on."""
 
     failures: int
-    created_at: datetime
+    created_at: datetime | None
+    """None: no run is kept."""
     transaction: str
     """PostgreSQL's id of the transaction that holds the lock."""
     marked_at: float | None = None
@@ -306,5 +307,8 @@ class running:  # noqa: N801 - it is used as a function, and a generator would c
 
 def current_of(run: Identity, begun: Begun) -> CurrentRun:
     """What the handler is told of its run."""
-    enqueued_at = datetime.fromtimestamp(run.enqueued_ms / 1000, UTC) if run.enqueued_ms > 0 else begun.created_at
+    if run.enqueued_ms > 0:
+        enqueued_at = datetime.fromtimestamp(run.enqueued_ms / 1000, UTC)
+    else:
+        enqueued_at = begun.created_at or datetime.now(UTC)
     return CurrentRun(run.job_id, run.enqueued_ms, enqueued_at, begun.failures + 1, run.name, run.queue)

@@ -122,10 +122,6 @@ async def run_worker(
         services(app, settings, observer, pushed=pushed, end=end) as parts,
         _executing(parts, app, observer, child, grace + lease) as execute,
     ):
-
-        async def look_for_database(_ctx: dict[Any, Any]) -> None:
-            await parts.availability.check()
-
         limits = Limits(gates(app.handlers))
 
         def pauses_changed(paused: Paused) -> None:
@@ -155,7 +151,6 @@ async def run_worker(
             queues=settings.queues,
             redis_pool=parts.redis,
             burst=burst,
-            on_startup=look_for_database,
             max_jobs=settings.concurrency,
             poll_delay=settings.poll_delay,
             keep_result=settings.keep_result,

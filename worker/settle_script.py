@@ -26,9 +26,19 @@ local ended, offered, freed, woken, suspects = {}, {}, {}, {}, {}
 for i = 2, #ARGV, 4 do tokens[#tokens + 1] = 'arq:in-progress:' .. ARGV[i] end
 tokens = redis.call('MGET', unpack(tokens))
 
-local function add(lists, queue, ...)
+local function of(lists, queue)
     lists[queue] = lists[queue] or {}
-    for _, value in ipairs({...}) do table.insert(lists[queue], value) end
+    return lists[queue]
+end
+
+local function add(lists, queue, id)
+    local list = of(lists, queue)
+    list[#list + 1] = id
+end
+
+local function add_scored(lists, queue, score, id)
+    local list = of(lists, queue)
+    list[#list + 1], list[#list + 2] = score, id
 end
 
 local function finish(queue, id, result, keep, had_message)
@@ -42,7 +52,7 @@ end
 local function put_back(queue, id, adopted, due, failures)
     if adopted ~= '' then redis.call('SET', 'arq:job:' .. id, adopted, 'XX') end
     if failures ~= '0' then redis.call('SET', 'arq:retry:' .. id, failures, 'EX', RETRY_TTL) end
-    add(offered, queue, due, id)
+    add_scored(offered, queue, due, id)
 end
 
 local function is_another(id, digest)
@@ -66,7 +76,7 @@ for n = 1, #tokens do
     if settled[n] == 1 and is_another(id, digest) then
         settled[n] = 0
         gone[#gone + 1] = 'arq:in-progress:' .. id
-        add(offered, queue, now, id)
+        add_scored(offered, queue, now, id)
         woken[queue] = true
     elseif settled[n] == 1 then
         if stays == '0' then gone[#gone + 1] = 'arq:in-progress:' .. id
@@ -79,7 +89,7 @@ for n = 1, #tokens do
         end
         if verb == 'suspect' then
             put_back(queue, id, body, now + first, second)
-            add(suspects, queue, now + first, id)
+            add_scored(suspects, queue, now + first, id)
             woken[queue] = woken[queue] or first == '0'
         end
     end

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, cast, get_args
 
 from pydantic_core import from_json
@@ -68,7 +67,7 @@ class UnkeptTransactor:
         Raises as Transactor.carry_out does.
         """
         guard, failures = Guard(), work.delivery.failures
-        begun = ledger.Begun(failures, datetime.now(UTC), transaction="")
+        begun = ledger.Begun(failures, None, transaction="")
         on_begun(begun.seen)
         engine = self._engines[work.handler.isolation]
         session = LazySession(UnkeptSession, bind=engine, info={GUARD: guard, WORK: work})

@@ -8,7 +8,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any, ClassVar, cast
 
 from pydantic import JsonValue
 from pydantic_core import from_json, to_json, to_jsonable_python
@@ -47,6 +48,11 @@ class Unreadable:
 
     reason: str
     enqueued_ms: int
+    # What is told of it, as of a message.
+    name: ClassVar[str] = UNREADABLE_NAME
+    payload: ClassVar[bytes] = b""
+    headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    from_outbox: ClassVar[bool] = False
 
 
 def encode(message: Message) -> bytes:
@@ -103,11 +109,11 @@ def _decode(raw: bytes) -> Message:
         raise ValueError("the message is no JSON; enqueue with a JSON serializer (arq's default is pickle)") from None
     if not isinstance(body, dict):
         raise ValueError("the message is no JSON object; enqueue through Ratchet or arq with a JSON serializer")  # noqa: TRY004 - a fault of data
-    body = cast("dict[str, Any]", body)
-    name, positional, arguments, enqueued_ms = body.get("f"), body.get("a"), body.get("k"), body.get("et")
+    told = cast("dict[str, Any]", body)
+    name, arguments, enqueued_ms = told.get("f"), told.get("k"), told.get("et")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ValueError("the message has no job name in 'f'; give the name of a job")
-    if positional:
+    if told.get("a"):
         raise ValueError("the message has positional arguments in 'a'; pass the payload by keyword")
     if not isinstance(arguments, dict):
         raise ValueError("the message has no object in 'k'; pass the payload by keyword")  # noqa: TRY004 - a fault of data
@@ -120,7 +126,7 @@ def _decode(raw: bytes) -> Message:
     if b"Infinity" in payload:
         # 1e400 is JSON, but beyond a double; written again it would be none.
         from_json(payload, allow_inf_nan=False)
-    message = Message(name, payload, enqueued_ms, body.get("o") == 1, _texts(headers))
+    message = Message(name, payload, enqueued_ms, told.get("o") == 1, _texts(headers) if headers else {})
     if len(raw) + len(payload) > MAX_PAYLOAD_BYTES:
         # 1E15 is 4 bytes and is written again as 18. What nobody could read the next time isn't taken now.
         encode(message)

