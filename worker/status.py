@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -46,6 +46,8 @@ class Status:
     dead: int
     unknown_jobs: Mapping[str, int]
     """Names that the app has no handler for, and how many were seen of each; not all jobs are looked at."""
+    unread_queues: tuple[str, ...] = ()
+    """Where something waits that no worker which lives will take; empty while none lives at all."""
     paused_queues: tuple[str, ...] = ()
     paused_names: tuple[str, ...] = ()
 
@@ -132,6 +134,12 @@ async def status(
         sum(dead.values()),
         # What came through the outbox stands in both, until it is final.
         {name: count for name, count in sorted((names | in_redis).items()) if name not in known},
+        _unread(told, workers),
         tuple(sorted(held_back.queues)),
         tuple(sorted(held_back.names)),
     )
+
+
+def _unread(queues: Iterable[QueueStatus], workers: Sequence[Heartbeat]) -> tuple[str, ...]:
+    read = {queue for worker in workers for queue in worker.queues}
+    return tuple(each.name for each in queues if workers and each.waiting + each.unsent and each.name not in read)

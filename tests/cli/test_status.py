@@ -1,5 +1,6 @@
 """worker status: what waits where, who works, and what nobody knows."""
 
+import asyncio
 import json
 import socket
 from collections.abc import Callable, Sequence
@@ -11,7 +12,8 @@ from redis import Redis as SyncRedis
 from tests.cli.conftest import Command
 from tests.conftest import StartWorker
 from tests.support.waiting import wait_until
-from worker.heartbeat import LIVES_MS
+from worker.broker import connect_broker
+from worker.heartbeat import LIVES_MS, Heartbeat, beat
 
 Query = Callable[..., Sequence[Any]]
 Work = Callable[[], object]
@@ -79,6 +81,24 @@ def test_jobs_without_a_handler_are_named(command: Command, queue: Callable[...,
     query("select worker.enqueue('tests.gone', '{}')")
     assert told(command)["unknown_jobs"] == {"tests.gone": 1, "tests.renamed": 3}
     assert "Jobs of the unknown name tests.renamed: 3." in command("status").stdout
+
+
+@pytest.mark.leaves_keys("nobody takes the jobs")
+def test_a_queue_that_no_worker_reads_is_named(command: Command, queue: Callable[..., None], redis_url: str) -> None:
+    command("enqueue", "tests.greet", "--json", '{"name": "Ada"}', "--queue", "mail")
+    queue("waits", -1, queue="slow")
+    queue("is read", -1)
+    assert told(command)["unread_queues"] == [], "that no worker lives is said already"
+    asyncio.run(_live(redis_url, "arq:queue", "empty"))
+    assert told(command)["unread_queues"] == ["mail", "slow"]
+    said = "Jobs wait in the queue slow, which no worker reads. Start worker run --queue slow."
+    assert said in command("status").stdout
+
+
+async def _live(redis_url: str, *queues: str) -> None:
+    """A worker's heartbeat, for twenty seconds."""
+    async with connect_broker(redis_url) as redis:
+        await beat(redis, Heartbeat("a test", "a host", 1, queues, running=0, started_ms=0))
 
 
 def test_the_check_fails_where_no_worker_of_this_host_lives(command: Command) -> None:

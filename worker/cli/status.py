@@ -77,6 +77,8 @@ def _print(found: Status) -> None:
     typer.echo()
     if not found.workers:
         typer.echo("No worker lives: nothing is relayed and nothing runs. Start worker run.")
+    for queue in map(printable, found.unread_queues):
+        typer.echo(f"Jobs wait in the queue {queue}, which no worker reads. Start worker run --queue {queue}.")
     if found.oldest_unsent_s is not None:
         typer.echo(f"The oldest unsent outbox row has been due for {shown(found.oldest_unsent_s)} s.")
     if found.dead:
