@@ -61,17 +61,18 @@ class Crew:
 class Attempt:
     """Of one delivery: its chunks, and the immediate retries of each."""
 
+    _seen: ledger.Seen | None = None
+    """What the last transaction saw of the run when it began."""
+    _retries = 0
+    _fate_unknown = False
+    _turn_began = math.inf
+    """time.monotonic() when the first chunk had ended, which may have had to find its place anew."""
+
     def __init__(self, work: Work, crew: Crew, observation: Observation) -> None:
         self._work = work
         self._crew = crew
         self._observation = observation
         self._hold = work.delivery.hold
-        self._seen: ledger.Seen | None = None
-        """What the last transaction saw of the run when it began."""
-        self._retries = 0
-        self._fate_unknown = False
-        self._turn_began = math.inf
-        """time.monotonic() when the first chunk had ended, which may have had to find its place anew."""
 
     async def settle(self) -> Settled:
         """Until there is an outcome."""

@@ -31,8 +31,7 @@ class Memory:
     something that doesn't fit the cursor, begins from the cursor.
     """
 
-    def __init__(self) -> None:
-        self._kept: Closable | None = None
+    _kept: Closable | None = None
 
     def keep(self, thing: Closable) -> None:
         """Instead of what was kept before."""
@@ -46,8 +45,8 @@ class Memory:
 
     def forget(self) -> None:
         """Close what is kept."""
-        kept, self._kept = self._kept, None
-        if kept is not None:
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
             kept.close()
 
 

@@ -27,11 +27,15 @@ class Deadline:
         self.has_expired = False
 
     def __enter__(self) -> Self:
-        self._line.add(self, self._task.get_loop())
+        line, loop = self._line, self._task.get_loop()
+        self.at = time.monotonic() + line.seconds
+        line.waiting[self] = None
+        if line.timed_by is not loop:
+            line.look_in(line.seconds, loop)
         return self
 
     def __exit__(self, *_raised: object) -> None:
-        self._line.remove(self)
+        self._line.waiting.pop(self, None)
         if self.has_expired:
             self._task.uncancel()
 
@@ -59,32 +63,23 @@ class _Line:
     """Those of one length that are waited for, the first to end first."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._waiting: dict[Deadline, None] = {}
-        self._timed_by: asyncio.AbstractEventLoop | None = None
+        self.seconds = seconds
+        self.waiting: dict[Deadline, None] = {}
+        self.timed_by: asyncio.AbstractEventLoop | None = None
         """The loop that has a timer for them."""
 
-    def add(self, deadline: Deadline, loop: asyncio.AbstractEventLoop) -> None:
-        deadline.at = time.monotonic() + self._seconds
-        self._waiting[deadline] = None
-        if self._timed_by is not loop:
-            self._look_in(self._seconds, loop)
-
-    def remove(self, deadline: Deadline) -> None:
-        self._waiting.pop(deadline, None)
-
-    def _look_in(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
-        self._timed_by = loop
+    def look_in(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        self.timed_by = loop
         loop.call_later(seconds, self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         """The timer may have been for one that was left long ago."""
-        self._timed_by = None
-        while self._waiting:
-            first = next(iter(self._waiting))
+        self.timed_by = None
+        while self.waiting:
+            first = next(iter(self.waiting))
             left = first.at - time.monotonic()
             if left > 0:
-                self._look_in(left, loop)
+                self.look_in(left, loop)
                 return
-            self.remove(first)
+            del self.waiting[first]
             first.expire()

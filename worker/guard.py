@@ -21,18 +21,19 @@ GUARD = "ratchet_guard"
 class Guard:
     """Of one attempt. Remembers a misuse, which a handler may have swallowed: what it asked for did not happen."""
 
+    rolled_back = False
+    """Whether the transaction that the attempt began is gone."""
+    leaves_behind = False
+    """Whether its connection has something of it that the next attempt must not find."""
+    _misuse: SessionMisuse | TransactionEnded | None = None
+    _is_watching = False
+
     def __init__(self) -> None:
         """The calling task is the one that may use the session. Raises RuntimeError outside of one."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("An attempt was begun outside a task; run it in one.")
         self.owner: asyncio.Task[Any] = task
-        self._misuse: SessionMisuse | TransactionEnded | None = None
-        self._is_watching = False
-        self.rolled_back = False
-        """Whether the transaction that the attempt began is gone."""
-        self.leaves_behind = False
-        """Whether its connection has something of it that the next attempt must not find."""
 
     def refuse_other_tasks(self) -> None:
         """Raises SessionMisuse in any task but the owner."""

@@ -58,8 +58,8 @@ class Leases:
         self._grace_s = grace.total_seconds()
         self._recycle = recycle
         self._fault = fault
+        # Both threads use it, without a lock: each thing that is done to it is one step of the interpreter.
         self._held: dict[bytes, _Held] = {}
-        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._renewing = threading.Event()
         self._away = False
@@ -87,8 +87,7 @@ class Leases:
 
     def hold(self, claim: Claim) -> None:
         """Renew this one's lease from now on."""
-        with self._lock:
-            self._held[claim.raw_id] = _Held(claim, time.monotonic() + self._grace_s)
+        self._held[claim.raw_id] = _Held(claim, time.monotonic() + self._grace_s)
 
     def extend(self, claim: Claim, timeout: timedelta) -> None:
         """A transaction begins that may take `timeout`."""
@@ -101,23 +100,20 @@ class Leases:
 
         False: it is another job of the same id, or the one that ran here is about to be settled.
         """
-        with self._lock:
-            held = self._held.get(claim.raw_id)
-            if held is None or held.claim.message != claim.message:
-                return False
-            held.claim = claim
-            return True
+        held = self._held.get(claim.raw_id)
+        if held is None or held.claim.message != claim.message:
+            return False
+        held.claim = claim
+        return True
 
     def drop(self, claim: Claim) -> Claim:
         """Renew this one no more; it is about to be settled. Returns the claim that it is held by."""
-        with self._lock:
-            held = self._held.pop(claim.raw_id, None)
+        held = self._held.pop(claim.raw_id, None)
         return held.claim if held else claim
 
     def current(self, claim: Claim) -> Claim:
         """The claim that this job is held by now."""
-        with self._lock:
-            held = self._held.get(claim.raw_id)
+        held = self._held.get(claim.raw_id)
         return held.claim if held else claim
 
     def are_being_renewed(self) -> bool:
@@ -159,13 +155,11 @@ class Leases:
 
     def _forgive(self, stalled_s: float) -> None:
         if stalled_s > STALL_S:
-            with self._lock:
-                for held in self._held.values():
-                    held.deadline += stalled_s
+            for held in list(self._held.values()):
+                held.deadline += stalled_s
 
     def _renew(self, renew: Any, restore: Any) -> None:
-        with self._lock:
-            held = list(self._held.values())
+        held = list(self._held.values())
         now = time.monotonic()
         overdue = [one for one in held if one.deadline < now]
         for one in overdue:

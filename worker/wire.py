@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
@@ -111,7 +112,7 @@ def _decode(raw: bytes) -> Message:
         raise ValueError("the message is no JSON object; enqueue through Ratchet or arq with a JSON serializer")  # noqa: TRY004 - a fault of data
     told = cast("dict[str, Any]", body)
     name, arguments, enqueued_ms = told.get("f"), told.get("k"), told.get("et")
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    if not isinstance(name, str) or not _is_name(name):
         raise ValueError("the message has no job name in 'f'; give the name of a job")
     if told.get("a"):
         raise ValueError("the message has positional arguments in 'a'; pass the payload by keyword")
@@ -131,6 +132,11 @@ def _decode(raw: bytes) -> Message:
         # 1E15 is 4 bytes and is written again as 18. What nobody could read the next time isn't taken now.
         encode(message)
     return message
+
+
+@lru_cache(1_000)
+def _is_name(text: str) -> bool:
+    return NAME.fullmatch(text) is not None
 
 
 def _texts(headers: object) -> dict[str, str]:

@@ -10,14 +10,14 @@ import structlog
 
 from tests.reporting.envelopes import SentryServer, sentry_server
 from worker.reporting.logs import HANDLER, QUIET
-from worker.reporting.observer import Observers
+from worker.reporting.observer import Observer
 from worker.reporting.start import start_reporting
 from worker.schedule import Cron
 from worker.settings import Settings, load_settings
 
 
 class StartReporting(Protocol):
-    def __call__(self, *, schedule: tuple[Cron, ...] = (), **settings: object) -> Observers:
+    def __call__(self, *, schedule: tuple[Cron, ...] = (), **settings: object) -> Observer:
         """Report to the test's Sentry, with JSON logs unless `settings` say otherwise."""
         ...
 
@@ -50,7 +50,7 @@ def sentry() -> Iterator[SentryServer]:
 
 @pytest.fixture
 def start(sentry: SentryServer) -> StartReporting:
-    def start(*, schedule: tuple[Cron, ...] = (), **settings: object) -> Observers:
+    def start(*, schedule: tuple[Cron, ...] = (), **settings: object) -> Observer:
         sentry_sdk.get_client().close()
         observers = start_reporting(settings_with(**{"sentry_dsn": sentry.dsn, **settings}), schedule)
         monitor = sentry_sdk.get_client().monitor

@@ -14,7 +14,7 @@ from tests.reporting.conftest import StartReporting
 from tests.reporting.envelopes import SentryServer
 from tests.reporting.subjects import PAY, attempt, raised
 from worker.outcome import Dead
-from worker.reporting.observer import Observers
+from worker.reporting.observer import Observer
 from worker.reporting.scrubbing import without_addresses, without_literals
 
 SECRET = "swordfish"
@@ -44,7 +44,7 @@ def fail_with_everything() -> None:
     raise ExceptionGroup(card, [ValueError(card), refused]) from cause
 
 
-def die(observers: Observers) -> None:
+def die(observers: Observer) -> None:
     with observers.observe(replace(PAY, payload=PAYLOAD)) as observation:
         observation.begun(1)
         try:

@@ -54,12 +54,9 @@ class Observers:
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
         self._observers = tuple(observers)
 
-    def observe(self, subject: Subject) -> AbstractContextManager[Observation]:
-        """Every observer's observation as one."""
-        return self._observers[0].observe(subject) if len(self._observers) == 1 else self._observe(subject)
-
     @contextmanager
-    def _observe(self, subject: Subject) -> Generator[Observation]:
+    def observe(self, subject: Subject) -> Generator[Observation]:
+        """Every observer's observation as one."""
         with ExitStack() as stack:
             yield _Observations([stack.enter_context(each.observe(subject)) for each in self._observers])
 

@@ -4,14 +4,14 @@ from collections.abc import Iterable
 
 from worker.reporting import logs
 from worker.reporting.log_observer import LogObserver
-from worker.reporting.observer import Observers
+from worker.reporting.observer import Observer, Observers
 from worker.reporting.sentry import configure_sentry
 from worker.reporting.sentry_observer import SentryObserver
 from worker.schedule import Cron
 from worker.settings import Settings
 
 
-def start_reporting(settings: Settings, schedule: Iterable[Cron] = ()) -> Observers:
+def start_reporting(settings: Settings, schedule: Iterable[Cron] = ()) -> Observer:
     """Configure logs and Sentry for this process. Raises SettingsError for a DSN that is none.
 
     Sentry comes first: it opens the trace whose id the logs carry.
@@ -20,5 +20,5 @@ def start_reporting(settings: Settings, schedule: Iterable[Cron] = ()) -> Observ
     configure_sentry(settings)
     log = LogObserver(payloads=settings.log_payloads)
     if not settings.sentry_dsn:
-        return Observers([log])
+        return log
     return Observers([SentryObserver(schedule, payloads=settings.sentry_send_payloads), log])
