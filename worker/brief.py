@@ -12,10 +12,12 @@ TURN = 0x7261746368_72
 """The advisory lock of the relays' turns. ("ratchr" in ASCII.)"""
 
 # The outbox fills and empties, and what the planner knows of it is often wrong: then it reads the whole table for
-# each row. Every statement here has its index.
+# each row. Every statement here has its index. What Redis refused may be many: the relay's `not in` hashes them only
+# where it expects them to fit, by default 262,144, and goes through them for each row where it doesn't.
 _PREPARE = text("""
 select set_config('idle_in_transaction_session_timeout', :limit, true),
-    set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true)
+    set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true),
+    set_config('hash_mem_multiplier', '64', true)
 """)
 _TAKE_TURN = text("select pg_advisory_xact_lock(:lock)")
 

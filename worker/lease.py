@@ -58,7 +58,8 @@ class Leases:
         self._grace_s = grace.total_seconds()
         self._recycle = recycle
         self._fault = fault
-        # Both threads use it, without a lock: each thing that is done to it is one step of the interpreter.
+        # Both threads use it, without a lock: each thing that is done to it is one step of the interpreter,
+        # and of a deadline that both move at once either may stand.
         self._held: dict[bytes, _Held] = {}
         self._stop = threading.Event()
         self._renewing = threading.Event()

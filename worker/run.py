@@ -54,7 +54,7 @@ class Begun:
 
     failures: int
     created_at: datetime | None
-    """None: no run is kept."""
+    """None: no run is kept, and nobody has asked yet."""
     transaction: str
     """PostgreSQL's id of the transaction that holds the lock."""
     marked_at: float | None = None
@@ -310,5 +310,5 @@ def current_of(run: Identity, begun: Begun) -> CurrentRun:
     if run.enqueued_ms > 0:
         enqueued_at = datetime.fromtimestamp(run.enqueued_ms / 1000, UTC)
     else:
-        enqueued_at = begun.created_at or datetime.now(UTC)
+        enqueued_at = begun.created_at = begun.created_at or datetime.now(UTC)  # each time the same
     return CurrentRun(run.job_id, run.enqueued_ms, enqueued_at, begun.failures + 1, run.name, run.queue)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from arq.constants import health_check_key_suffix
 from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -97,23 +98,32 @@ select queue, count(*) as rows,
 from worker.outbox where sent_epoch is null group by queue
 """)
 _DEAD = text("select queue, count(*) as runs from worker.run where status = 'dead' group by queue")
-_NAMES = text(
-    "select name, count(*) as rows from (select name from worker.outbox order by seq limit :limit) as o group by name"
-)
+_OLDEST = text("""
+select queue, name, count(*) as rows from (select queue, name from worker.outbox order by seq limit :limit) as o
+group by queue, name
+""")
 
 
 async def status(
     engine: AsyncEngine, redis: Redis, *, queues: Iterable[str], known: Container[str], lease: timedelta
 ) -> Status:
-    """Look at both servers. `queues` and those that anything waits in are shown; `known`: the names with a handler."""
+    """Look at both servers. `known`: the names with a handler.
+
+    `queues` are shown, those that workers read, and those of dead jobs and of the outbox; of the latter's rows that are
+    sent the oldest are looked at.
+    """
     async with engine.connect() as connection:
         unsent = {row.queue: row for row in await connection.execute(_UNSENT)}
         dead = {row.queue: int(row.runs) for row in await connection.execute(_DEAD)}
         limit = {"limit": 10 * LOOK_AT}
-        names = Counter({row.name: int(row.rows) for row in await connection.execute(_NAMES, limit)})
+        oldest = (await connection.execute(_OLDEST, limit)).all()
     held_back = await paused(engine)
     workers = await live_workers(redis)
-    shown = {*queues, *unsent, *dead, *(queue for worker in workers for queue in worker.queues)}
+    names: Counter[str] = Counter()
+    for row in oldest:
+        names[row.name] += int(row.rows)
+    in_outbox = {str(row.queue) for row in oldest}
+    shown = {*queues, *unsent, *in_outbox, *dead, *(queue for worker in workers for queue in worker.queues)}
     look: Any = redis.register_script(LOOK)
     told: list[QueueStatus] = []
     in_redis: Counter[str] = Counter()
@@ -134,12 +144,15 @@ async def status(
         sum(dead.values()),
         # What came through the outbox stands in both, until it is final.
         {name: count for name, count in sorted((names | in_redis).items()) if name not in known},
-        _unread(told, workers),
+        await _unread(redis, told, workers),
         tuple(sorted(held_back.queues)),
         tuple(sorted(held_back.names)),
     )
 
 
-def _unread(queues: Iterable[QueueStatus], workers: Sequence[Heartbeat]) -> tuple[str, ...]:
+async def _unread(redis: Redis, queues: Iterable[QueueStatus], workers: Sequence[Heartbeat]) -> tuple[str, ...]:
     read = {queue for worker in workers for queue in worker.queues}
-    return tuple(each.name for each in queues if workers and each.waiting + each.unsent and each.name not in read)
+    some = [each.name for each in queues if workers and each.waiting + each.unsent and each.name not in read]
+    # A stock arq worker says no more than that.
+    by_arq = [await redis.exists(queue + health_check_key_suffix) for queue in some]
+    return tuple(queue for queue, is_read in zip(some, by_arq, strict=True) if not is_read)

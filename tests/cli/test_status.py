@@ -12,8 +12,12 @@ from redis import Redis as SyncRedis
 from tests.cli.conftest import Command
 from tests.conftest import StartWorker
 from tests.support.waiting import wait_until
+from worker.availability import Availability
 from worker.broker import connect_broker
+from worker.database import create_engine
 from worker.heartbeat import LIVES_MS, Heartbeat, beat
+from worker.relay import Relay
+from worker.reporting.observer import Observers
 
 Query = Callable[..., Sequence[Any]]
 Work = Callable[[], object]
@@ -84,21 +88,35 @@ def test_jobs_without_a_handler_are_named(command: Command, queue: Callable[...,
 
 
 @pytest.mark.leaves_keys("nobody takes the jobs")
-def test_a_queue_that_no_worker_reads_is_named(command: Command, queue: Callable[..., None], redis_url: str) -> None:
-    command("enqueue", "tests.greet", "--json", '{"name": "Ada"}', "--queue", "mail")
+def test_a_queue_that_no_worker_reads_is_named(
+    command: Command, queue: Callable[..., None], database_url: str, redis_url: str
+) -> None:
+    for name in ("mail", "arqs"):
+        command("enqueue", "tests.greet", "--json", '{"name": "Ada"}', "--queue", name)
+    asyncio.run(_relay(database_url, redis_url))
+    command("enqueue", "tests.greet", "--json", '{"name": "Ada"}', "--queue", "unsent")
     queue("waits", -1, queue="slow")
     queue("is read", -1)
     assert told(command)["unread_queues"] == [], "that no worker lives is said already"
     asyncio.run(_live(redis_url, "arq:queue", "empty"))
-    assert told(command)["unread_queues"] == ["mail", "slow"]
+    assert told(command)["unread_queues"] == ["mail", "slow", "unsent"]
     said = "Jobs wait in the queue slow, which no worker reads. Start worker run --queue slow."
     assert said in command("status").stdout
 
 
+async def _relay(database_url: str, redis_url: str) -> None:
+    """Send what is in the outbox."""
+    engine = create_engine(database_url, pool_size=2)
+    async with connect_broker(redis_url) as redis:
+        assert await Relay(engine, redis, Availability(engine), Observers(), pushed=lambda: None).drain() == 2
+    await engine.dispose()
+
+
 async def _live(redis_url: str, *queues: str) -> None:
-    """A worker's heartbeat, for twenty seconds."""
+    """The heartbeats of a worker, for twenty seconds, and of arq's own."""
     async with connect_broker(redis_url) as redis:
         await beat(redis, Heartbeat("a test", "a host", 1, queues, running=0, started_ms=0))
+        await redis.set("arqs:health-check", "as arq's worker has it", px=MINUTE_MS)
 
 
 def test_the_check_fails_where_no_worker_of_this_host_lives(command: Command) -> None:

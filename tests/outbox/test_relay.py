@@ -18,7 +18,7 @@ from tests.outbox.conftest import Psql
 from tests.outbox.hands import AN_HOUR, Count, Hands, Loose, Play, Stopped
 from tests.support.types_asked import types_asked
 from tests.support.waiting import wait_until
-from worker import brief, database
+from worker import brief, database, lanes
 from worker.availability import Availability
 from worker.broker import connect_broker
 from worker.database import connect
@@ -83,6 +83,13 @@ async def test_no_connection_has_to_be_asked_about_types(hands: Hands, monkeypat
     async with hands.engine.connect() as connection:
         await connection.execute(text("select cast(:numbers as bigint[])"), {"numbers": [1]})
     assert asked == [1016], "an array of numbers is asked for, so the above says something"
+
+
+async def test_however_much_was_refused_it_is_not_gone_through_for_each_row(hands: Hands) -> None:
+    refused = [str(number) for number in range(300_000)]
+    async with brief.brief_transaction(hands.engine) as connection:
+        explained = await connection.execute(text(f"explain {lanes.MARK_PLAIN.text}"), {"epoch": 1, "refused": refused})
+        assert "hashed SubPlan" in "\n".join(explained.scalars())
 
 
 async def test_two_relays_at_once_pass_over_each_other_s_rows(hands: Hands) -> None:

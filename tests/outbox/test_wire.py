@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tracemalloc
 from hashlib import sha256
 from typing import Any
 
@@ -84,6 +85,17 @@ def test_headers_that_are_no_texts_are_dropped_since_a_trace_is_never_worth_a_jo
 def test_opentelemetry_s_carrier_is_tolerated() -> None:
     raw = envelope(k={"text": "a", "_carrier": {"traceparent": "00-…"}})
     assert decode(raw) == Message("test.play", b'{"text":"a"}', 1)
+
+
+def test_nothing_is_remembered_of_names_that_are_none() -> None:
+    tracemalloc.start()
+    try:
+        for number in range(30):
+            assert isinstance(decode(json.dumps({"f": f"{number}" * 500_000, "k": {}, "et": 1}).encode()), Unreadable)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000, "one of them at most"
 
 
 def test_a_pickle_is_never_loaded_and_the_reason_says_what_to_do() -> None:

@@ -232,10 +232,12 @@ async def test_for_a_chosen_id_the_enqueue_time_is_now(bench: Bench) -> None:
 
     async def asking(job: Note, session: AsyncSession) -> None:
         times.append(current_run().enqueued_at)
+        times.append(current_run().enqueued_at)
 
     before = datetime.now(UTC)
     await bench.run(Handler(Note, asking, once=False), await bench.enqueued(Note(), job_id="chosen"))
     assert before <= times[0] <= datetime.now(UTC)
+    assert times[1] == times[0], "it is the same each time that the handler asks"
 
 
 async def test_autocommit_is_refused_since_nothing_would_be_rolled_back(bench: Bench) -> None:
