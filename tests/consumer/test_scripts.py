@@ -45,6 +45,7 @@ async def test_the_error_of_a_single_one_is_raised(ours: ArqRedis) -> None:
 
 
 async def test_a_connection_that_is_lost_raises_and_is_made_anew(redis_url: str, ours: ArqRedis) -> None:
+    await run(ours, Call(ADD, ["n"], [1]))  # so that the server knows it: a refusal would be the answer that is lost
     async with RedisProxy(redis_url) as proxy, connect_broker(proxy.url) as client:
         proxy.lose_answer_to(b"EVALSHA")
         with pytest.raises(ConnectionLost):
