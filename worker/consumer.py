@@ -237,16 +237,8 @@ class Worker(arq.worker.Worker):
         if claim.aborted and self.allow_abort_jobs:
             self.aborting_tasks.add(claim.job_id)
         hold = LeaseHold(self, claim, self._engine)
-        delivery = Delivery(
-            claim.job_id,
-            claim.queue,
-            claim.message,
-            hold,
-            claim.claimed_ms,
-            claim.due_ms,
-            claim.failures,
-            claim.is_suspect,
-        )
+        times = claim.claimed_ms, claim.due_ms
+        delivery = Delivery(claim.job_id, claim.queue, claim.message, hold, *times, claim.failures, claim.is_suspect)
         task = self.loop.create_task(self._engine.execute(delivery))
         self.job_tasks[claim.job_id] = self.tasks[claim.job_id] = task
         task.add_done_callback(partial(self._ended, claim))

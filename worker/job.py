@@ -8,7 +8,8 @@ from pydantic_core import from_json
 
 from worker.errors import InvalidPayload
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
+LONGEST_NAME = 200
+NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.:-]{{0,{LONGEST_NAME - 1}}}")
 MAX_PAYLOAD_BYTES = 1024 * 1024
 DEFAULT_QUEUE = "arq:queue"
 
@@ -42,7 +43,7 @@ class Job(BaseModel):
             if not NAME.fullmatch(given):
                 raise ValueError(
                     f"{cls.__name__} has the job name {given!r}; "
-                    "use at most 200 letters, digits, dots, dashes, colons or underscores."
+                    f"use at most {LONGEST_NAME} letters, digits, dots, dashes, colons or underscores."
                 )
         cls.job_name = name
         cls.job_queue = queue or cls.job_queue

@@ -151,5 +151,5 @@ class Pusher:
         """`before`: the epoch that rows which must wait go back to."""
         refused = await self.push(rows)
         if refused:
-            await connection.execute(lanes.UNMARK, {"seqs": list(refused), "before": before})
+            await connection.execute(lanes.UNMARK, {"seqs": [str(seq) for seq in refused], "before": before})
         return Batch(len(rows), len(rows) - len(refused), refused)

@@ -12,7 +12,7 @@ from worker.run import FINAL, Begun, Ended, Identity, Limits, NotDue, millisecon
 # wait for each other. A run that is there already and that somebody holds is passed over; one that somebody is just
 # inserting is waited for. What isn't returned is held, or isn't admitted. The limits are set when all is locked.
 # Outbox rows are counted, since the planner would make a hash of the whole outbox to look for one in it.
-# New direct runs are marked done at once, as run.py's may be. Numbers come as texts (lanes.py says why).
+# New direct runs are marked done at once, as run.py's may be. Numbers come as texts (lanes.numbers says why).
 _BEGIN = f"""
 with asked as (
     select * from unnest($1::text[], $2::text[]::bigint[], $3::text[], $4::text[], $5::text[]::boolean[])

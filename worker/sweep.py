@@ -48,7 +48,8 @@ select seq, id, queue from (
 """)  # noqa: S608 - put together from constants
 _MARK_MISSING = text(f"""
 with picked as (
-    select seq from worker.outbox where seq = any(:seqs) and sent_epoch is not null for update skip locked
+    select seq from worker.outbox where seq in ({lanes.numbers("seqs")}) and sent_epoch is not null
+    for update skip locked
 )
 update worker.outbox as o set sent_at = clock_timestamp() from picked where o.seq = picked.seq
 returning {lanes.COLUMNS}
@@ -86,7 +87,7 @@ class Sweep:
                 places: list[int] = await self._whole(
                     keys=[], args=[part for row in page for part in (row.id, row.queue)]
                 )
-                missing = [page[place - 1].seq for place in places]
+                missing = [str(page[place - 1].seq) for place in places]
                 if missing:
                     rows = await lanes.rows(connection, _MARK_MISSING, seqs=missing)
                     sent = len(rows) - len(await self._pusher.push(rows))

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 from pydantic import JsonValue
 from pydantic_core import from_json, to_json, to_jsonable_python
 
-from worker.job import MAX_PAYLOAD_BYTES, NAME
+from worker.job import LONGEST_NAME, MAX_PAYLOAD_BYTES, NAME
 
 JOB_KEY = "arq:job:"
 IN_PROGRESS_KEY = "arq:in-progress:"
@@ -27,8 +27,6 @@ MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + 64 * 1024
 MAX_ENQUEUED_MS = 253_402_300_799_999
 """The last millisecond of the year 9999: there are no later dates. Microseconds since 1970 are beyond it."""
 UNREADABLE_NAME = "?"
-TOO_LONG = 201
-"""Letters of a name; NAME takes fewer."""
 ABORTED = "CancelledError"
 """What the text of a cancelled job's result begins with."""
 
@@ -114,7 +112,7 @@ def _decode(raw: bytes) -> Message:
         raise ValueError("the message is no JSON object; enqueue through Ratchet or arq with a JSON serializer")  # noqa: TRY004 - a fault of data
     told = cast("dict[str, Any]", body)
     name, arguments, enqueued_ms = told.get("f"), told.get("k"), told.get("et")
-    if not isinstance(name, str) or not _is_name(name[:TOO_LONG]):
+    if not isinstance(name, str) or not _is_name(name[: LONGEST_NAME + 1]):
         raise ValueError("the message has no job name in 'f'; give the name of a job")
     if told.get("a"):
         raise ValueError("the message has positional arguments in 'a'; pass the payload by keyword")

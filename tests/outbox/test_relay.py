@@ -75,6 +75,8 @@ async def test_no_connection_has_to_be_asked_about_types(hands: Hands, monkeypat
     async with AsyncSession(hands.engine) as session, session.begin():
         enqueue_many(session, [Play() for _ in range(3)])
         coalescing = enqueue(session, Play(), key="k")
+        enqueue(session, Play(), queue="taken")
+    await hands.redis.set("taken", "a text, so that a row is refused", px=60_000)
     relay = patient(hands, timedelta(milliseconds=1))
     async with running(relay):  # pushes and sweeps
         await wait_until(is_queued(hands, coalescing))

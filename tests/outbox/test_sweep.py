@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.outbox.hands import AN_HOUR, Hands, Loose, Play
+from tests.support.types_asked import types_asked
 from tests.support.waiting import wait_until
 from worker.availability import Availability
 from worker.dev import EmbeddedValkey
@@ -53,6 +54,16 @@ async def test_whole_is_the_message_and_its_place_in_the_queue(hands: Hands, wha
     assert await sweep_of(hands).step() == 2
     await hands.work()
     assert sorted(await hands.applied()) == ["a", "b", "c"]
+
+
+async def test_no_connection_has_to_be_asked_about_types(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = types_asked(monkeypatch)
+    lost = await hands.enqueue(Play())
+    await hands.relay.drain()
+    await lose(hands, lost)
+    await sent_long_ago(hands)
+    assert await sweep_of(hands).step() == 1
+    assert asked == []
 
 
 async def test_what_was_sent_just_now_is_left_alone(hands: Hands) -> None:
