@@ -108,6 +108,10 @@ async def _within_timeout(
         if not deadline.has_expired:
             raise
         hung = error
+    except GeneratorExit as error:
+        if asyncio.current_task() is not guard.owner:  # this coroutine is being closed
+            raise
+        raise RuntimeError(f"The handler of {work.run.name} raised GeneratorExit, which ends generators.") from error
     # The handler may have swallowed it, too.
     raise JobTimeout(f"{work.run.name} ran longer than its timeout of {timeout}; raise it or do less.") from hung
 

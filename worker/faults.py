@@ -39,8 +39,11 @@ def _of_driver(error: BaseException) -> BaseException:
 
 
 def sqlstate(error: BaseException) -> str:
-    """The SQLSTATE of `error`, SQLAlchemy's or asyncpg's; empty where it has none."""
-    return str(getattr(_of_driver(error), "sqlstate", None) or "")
+    """The SQLSTATE of `error`, SQLAlchemy's or asyncpg's; empty where it has none, or where to look raises."""
+    try:
+        return str(getattr(_of_driver(error), "sqlstate", None) or "")
+    except Exception:  # noqa: BLE001 - whatever an error's own code does
+        return ""
 
 
 def is_conflict(error: BaseException) -> bool:

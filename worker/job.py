@@ -12,6 +12,8 @@ LONGEST_NAME = 200
 NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.:-]{{0,{LONGEST_NAME - 1}}}")
 MAX_PAYLOAD_BYTES = 1024 * 1024
 DEFAULT_QUEUE = "arq:queue"
+MASK = b'"**********"'
+"""What pydantic writes for a secret."""
 
 
 class Job(BaseModel):
@@ -59,7 +61,8 @@ class Job(BaseModel):
     def to_payload(self) -> bytes:
         """The payload as JSON in UTF-8.
 
-        Raises ValueError if the job has no name, or the payload is over 1 MiB or can't be written as JSON.
+        Raises ValueError if the job has no name, or the payload is over 1 MiB or can't be written as JSON, which a
+        secret can't either.
         """
         if not self.job_name:
             raise ValueError(f"{type(self).__name__} has no job name; write class {type(self).__name__}(Job, name=…).")
@@ -76,7 +79,18 @@ class Job(BaseModel):
                 raise ValueError(
                     f"The payload of {self.job_name} has NaN or infinity, which JSON can't carry; send None, or a text."
                 ) from None
+        if MASK in payload and not self._comes_back(payload):  # it may stand in a text
+            raise ValueError(
+                f"The payload of {self.job_name} has a secret, which pydantic writes as asterisks; "
+                "send the key of the place where it is kept."
+            )
         return payload
+
+    def _comes_back(self, payload: bytes) -> bool:
+        try:
+            return self.from_payload(payload) == self
+        except InvalidPayload:
+            return False
 
     @classmethod
     def from_payload(cls, payload: bytes) -> Self:

@@ -19,6 +19,7 @@ from worker.wire import Message, encode
 
 CHOSEN_ID = re.compile(r"[!-~]{1,200}")
 MAX_KEY_BYTES = 1_000
+LONG_PAST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def enqueue(
@@ -91,7 +92,10 @@ def coalescing_id(name: str, key: str) -> str:
 
 
 def checked_at(delay: timedelta | None, at: datetime | None) -> datetime | None:
-    """`at` in UTC, or a ValueError where it has no time zone, lies outside the calendar, or excludes a delay."""
+    """`at` in UTC, or a ValueError where it has no time zone, lies outside the calendar, or excludes a delay.
+
+    What is long past is due now; asyncpg can't write the year 1.
+    """
     if delay is not None and at is not None:
         raise ValueError("enqueue got both delay and at; give one of them.")
     if delay is not None and not isinstance(delay, timedelta):  # pyright: ignore[reportUnnecessaryIsInstance]  # seconds are easily given
@@ -99,7 +103,7 @@ def checked_at(delay: timedelta | None, at: datetime | None) -> datetime | None:
     if at is not None and at.tzinfo is None:
         raise ValueError(f"enqueue got at={at}, which has no time zone; give an aware time.")
     try:
-        return at and at.astimezone(UTC)
+        return at and max(at.astimezone(UTC), LONG_PAST)
     except OverflowError:
         raise ValueError(f"enqueue got at={at}, which in UTC is before year 1 or after 9999; give another.") from None
 

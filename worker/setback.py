@@ -1,6 +1,5 @@
 """What an attempt that did not commit leaves behind: a failure, a snooze, a cancellation."""
 
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +14,7 @@ from worker.brakes import Held
 from worker.database import DatabaseAway
 from worker.faults import is_expected, is_lost_connection
 from worker.outcome import BUSY, Cancelled, Dead, Duplicate, Outcome, Released, Retrying, Snoozed, Yielded, describe
+from worker.reporting.tracebacks import with_texts
 from worker.retry import RetryPolicy
 from worker.stored import as_text
 from worker.wire import ABORTED, UNREADABLE_NAME
@@ -68,8 +68,7 @@ Decision = Callable[[int], tuple[Move, Outcome]]
 
 def failed(error: BaseException, retry: RetryPolicy) -> Decision:
     """A failure: it is counted, and the policy says whether there is a next attempt."""
-    trace = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
-    told = describe(error)
+    trace, told = with_texts(error)[-MAX_TRACEBACK:], describe(error)
 
     def decide(failures: int) -> tuple[Move, Outcome]:
         if retry.is_hopeless(error, failures + 1):

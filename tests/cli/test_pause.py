@@ -10,23 +10,23 @@ Query = Callable[..., Sequence[Any]]
 
 
 def test_pause_and_resume_say_what_they_did_and_status_shows_it(command: Command, query: Query) -> None:
-    paused = command("pause", "--queue", "mail", "--name", "tests.greet", "--name", "tests.ping")
+    paused = command("pause", "--queue", "slow", "--name", "tests.greet", "--name", "tests.ping")
     assert paused.stdout == "".join(
-        f"The {what} is paused.\n" for what in ("queue mail", "name tests.greet", "name tests.ping")
+        f"The {what} is paused.\n" for what in ("queue slow", "name tests.greet", "name tests.ping")
     )
-    assert command("pause", "--queue", "mail").stdout == "The queue mail is paused.\n"
+    assert command("pause", "--queue", "slow").stdout == "The queue slow is paused.\n"
     rows = query("select kind, name from worker.pause order by kind, name")
-    assert [tuple(row) for row in rows] == [("name", "tests.greet"), ("name", "tests.ping"), ("queue", "mail")]
+    assert [tuple(row) for row in rows] == [("name", "tests.greet"), ("name", "tests.ping"), ("queue", "slow")]
     status = json.loads(command("status", "--json").stdout)
-    assert (status["paused_queues"], status["paused_names"]) == (["mail"], ["tests.greet", "tests.ping"])
+    assert (status["paused_queues"], status["paused_names"]) == (["slow"], ["tests.greet", "tests.ping"])
     shown = command("status").stdout
-    assert "Paused: the queue mail. worker resume --queue mail lets it go on.\n" in shown
-    assert command("resume", "--name", "tests.ping", "--queue", "mail").stdout == (
-        "The queue mail goes on.\nThe name tests.ping goes on.\n"
+    assert "Paused: the queue slow. worker resume --queue slow lets it go on.\n" in shown
+    assert command("resume", "--name", "tests.ping", "--queue", "slow").stdout == (
+        "The queue slow goes on.\nThe name tests.ping goes on.\n"
     )
-    refused = command("resume", "--queue", "mail", "--name", "tests.greet", exit_code=1)
+    refused = command("resume", "--queue", "slow", "--name", "tests.greet", exit_code=1)
     assert refused.stdout == "The name tests.greet goes on.\n"
-    assert refused.stderr == "Error: Not paused: the queue 'mail'; worker status lists what is.\n"
+    assert refused.stderr == "Error: Not paused: the queue 'slow'; worker status lists what is.\n"
     assert query("select * from worker.pause") == []
 
 
@@ -39,3 +39,13 @@ def test_what_nobody_could_mean_is_refused(command: Command, query: Query) -> No
     )
     assert "The queue is called 'a b'" in command("pause", "--queue", "a b", exit_code=2).output
     assert query("select * from worker.pause") == []
+
+
+def test_a_queue_that_the_app_doesnt_know_is_paused_with_a_word_about_it(command: Command, query: Query) -> None:
+    """It may be the caller's own, given to `enqueue`; or a slip, which would pause nothing."""
+    told = command("pause", "--queue", "solw").stdout
+    assert told == (
+        "The queue solw is paused. No job of WORKER_APP goes there by itself, and WORKER_QUEUES doesn't have it: "
+        "check its name.\n"
+    )
+    assert [tuple(row) for row in query("select kind, name from worker.pause")] == [("queue", "solw")]

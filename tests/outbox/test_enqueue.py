@@ -130,6 +130,12 @@ async def test_a_job_can_be_due_at_a_time_in_any_zone(hands: Hands) -> None:
     assert row.due_at == at
 
 
+async def test_a_time_long_past_is_due_now(hands: Hands) -> None:
+    await hands.enqueue(Play(), at=datetime.min.replace(tzinfo=UTC))
+    [row] = await hands.rows()
+    assert row.due_at < datetime.now(UTC)
+
+
 async def test_a_job_goes_to_its_class_s_queue_unless_the_caller_names_another(hands: Hands) -> None:
     await hands.enqueue(Play(), Slow())
     await hands.enqueue(Slow(), queue="other")

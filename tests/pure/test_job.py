@@ -2,9 +2,10 @@
 
 import math
 from datetime import timedelta
+from typing import Annotated
 
 import pytest
-from pydantic import ValidationError, field_validator
+from pydantic import PlainSerializer, SecretStr, ValidationError, field_validator
 
 from worker.errors import InvalidPayload
 from worker.job import DEFAULT_QUEUE, MAX_PAYLOAD_BYTES, Job
@@ -86,6 +87,25 @@ def test_a_number_that_json_cannot_carry_is_refused_rather_than_sent_as_null(num
 def test_a_text_may_speak_of_infinity() -> None:
     job = Pay(order_id=1, name="NaN to Infinity")
     assert Pay.from_payload(job.to_payload()) == job
+
+
+def test_a_secret_is_refused_rather_than_sent_as_asterisks() -> None:
+    class Login(Job, name="login"):
+        user: str
+        password: SecretStr
+
+    with pytest.raises(ValueError, match="The payload of login has a secret, which pydantic writes as") as refusal:
+        Login(user="ann", password=SecretStr("hunter2")).to_payload()
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_a_text_of_asterisks_and_a_secret_that_writes_itself_may_be_sent() -> None:
+    class Mask(Job, name="mask"):
+        shown: str
+        token: Annotated[SecretStr, PlainSerializer(SecretStr.get_secret_value)] = SecretStr("")
+
+    job = Mask(shown="*" * 10, token=SecretStr("x" * 3))
+    assert Mask.from_payload(job.to_payload()) == job
 
 
 def test_a_validator_that_fails_is_told_without_what_it_says() -> None:

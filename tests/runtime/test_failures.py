@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -181,6 +182,28 @@ async def test_an_error_that_cant_be_printed_is_a_failure_like_any_other(bench: 
     outcome = await bench.run(raising(UnprintableError()), await bench.enqueued(Note()))
     assert isinstance(outcome, Retrying)
     assert outcome.error == "UnprintableError: its text can't be read"
+
+
+class OddError(Exception):
+    """Whoever looks at it gets another error."""
+
+    @property
+    def sqlstate(self) -> str:
+        raise RuntimeError
+
+    @property
+    def __notes__(self) -> list[str]:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("error", [OddError("odd"), GeneratorExit()])
+@pytest.mark.parametrize("once", [True, False])
+async def test_what_is_raised_is_counted_however_odd_it_is(bench: Bench, error: BaseException, *, once: bool) -> None:
+    """Else it would be run again without end."""
+    outcome = await bench.run(replace(raising(error), once=once), await bench.enqueued(Note()))
+    assert isinstance(outcome, Retrying)
+    assert type(error).__name__ in outcome.error
+    assert await bench.runs() == [("retrying", 1)]
 
 
 async def test_an_errors_text_may_hold_nul_lone_surrogates_and_megabytes(bench: Bench) -> None:

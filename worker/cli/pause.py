@@ -21,6 +21,8 @@ Queues = Annotated[list[str] | None, typer.Option("--queue", help="A queue; give
 Names = Annotated[list[str] | None, typer.Option("--name", help="A job's name; give it again for more.")]
 Change = Callable[[AsyncEngine, Kind, str], Awaitable[bool]]
 
+UNREAD = " No job of WORKER_APP goes there by itself, and WORKER_QUEUES doesn't have it: check its name."
+
 
 def pause(queue: Queues = None, name: Names = None) -> None:
     """Start no more jobs of a queue, or of a name, until it is resumed.
@@ -29,6 +31,7 @@ def pause(queue: Queues = None, name: Names = None) -> None:
     """
     settings, chosen = load_settings(), _chosen(queue, name)
     known = load_app(settings.app).handlers
+    read = {*settings.queues, *(handler.job.job_queue for handler in known.values())}
     for kind, each in chosen:
         if kind == "name" and each not in known:
             raise Refusal(f"WORKER_APP has no handler of the name {each!r}; worker schema lists those it has.", WRONG)
@@ -36,7 +39,8 @@ def pause(queue: Queues = None, name: Names = None) -> None:
             raise Refusal(f"The queue is called {each!r}, and no queue can be; check the name.", WRONG)
     asyncio.run(_changed(settings, pause_it, chosen))
     for kind, each in chosen:
-        typer.echo(f"The {kind} {printable(each)} is paused.")
+        hint = "" if kind == "name" or each in read else UNREAD
+        typer.echo(f"The {kind} {printable(each)} is paused.{hint}")
 
 
 def resume(queue: Queues = None, name: Names = None) -> None:

@@ -7,7 +7,6 @@ import asyncio
 import json
 import logging
 import sys
-import traceback
 from functools import partial
 from typing import Any, Protocol, TextIO, cast
 
@@ -17,7 +16,7 @@ from structlog.contextvars import merge_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from worker.reporting.bound import add_bound
-from worker.reporting.tracebacks import without_texts
+from worker.reporting.tracebacks import with_texts, without_texts
 
 POOL = "worker.database.RuntimePool"
 """SQLAlchemy names a pool's logger by its class."""
@@ -157,7 +156,7 @@ class Tracebacks:
     """Makes `exc_info` the text `exception`, without the errors' own texts unless they may be shown."""
 
     def __init__(self, *, texts: bool) -> None:
-        self._render = _with_texts if texts else without_texts
+        self._render = with_texts if texts else without_texts
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         """A structlog processor."""
@@ -208,10 +207,6 @@ def tell_loop_errors(loop: asyncio.AbstractEventLoop) -> None:
         structlog.get_logger("asyncio").error("never_awaited", task=name, error=type(error).__name__, exc_info=error)
 
     loop.set_exception_handler(tell)
-
-
-def _with_texts(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error)).rstrip("\n")
 
 
 def _sort(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

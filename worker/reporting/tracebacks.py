@@ -7,6 +7,14 @@ MAX_ERRORS = 10
 """Of one chain or group; the rest would be repetition."""
 
 
+def with_texts(error: BaseException) -> str:
+    """As Python prints it. Where the error's own code raises at that, as `without_texts`."""
+    try:
+        return "".join(traceback.format_exception(error)).rstrip("\n")
+    except Exception:  # noqa: BLE001 - whatever an error's own code does
+        return without_texts(error)
+
+
 def without_texts(error: BaseException) -> str:
     """The frames and types of `error` and of what led to it, oldest first; source lines, but no error's text."""
     chain: list[str] = []
