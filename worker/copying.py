@@ -26,10 +26,12 @@ async def copy_rows(
     They are sent as they are iterated over, in PostgreSQL's binary format, so a generator takes no memory.
     Raises the driver's own errors: asyncpg.UniqueViolationError where a row is there already, asyncpg.DataError or
     TypeError for a value that its column can't hold. Nothing of the COPY is then left, and the transaction has failed.
+    Raises ValueError where a column that isn't given has a default of SQLAlchemy's, which a COPY would leave NULL.
     Sent before is a SELECT of no rows: see `settle_types`.
     """
     table = table_of(into)
     chosen = columns_of(table, columns)
+    _refuse_defaults(table, chosen)
     driver = await driver_in_transaction(session)
     await settle_types(session, chosen)
     dialect = (await session.connection()).dialect
@@ -40,6 +42,15 @@ async def copy_rows(
         records=cast("Any", adapted(rows, chosen, dialect)),
     )
     return int(tag.rpartition(" ")[2])
+
+
+def _refuse_defaults(table: Table, given: Sequence[Column[Any]]) -> None:
+    for each in table.columns:
+        if each not in given and each.default is not None and each.server_default is None:
+            raise ValueError(
+                f"The column {each.name} of {table.name} has a default of SQLAlchemy's, which PostgreSQL doesn't know; "
+                "give its values, or let the server make them (server_default)."
+            )
 
 
 async def driver_in_transaction(session: AsyncSession) -> Driver:

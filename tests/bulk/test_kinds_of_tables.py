@@ -108,6 +108,16 @@ async def test_a_default_that_python_makes_for_each_row_is_not_made_once_for_all
         assert (await upsert(session, TOKENS, list(TOKENS.c), given, key=[TOKENS.c.id])).inserted == 2
 
 
+async def test_a_copy_without_a_column_that_sqlalchemy_would_fill_is_refused_rather_than_null(
+    engine: AsyncEngine,
+) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(CreateTable(TOKENS))
+        with pytest.raises(ValueError, match="The column token of tokens has a default of SQLAlchemy's"):
+            await copy_rows(session, TOKENS, [TOKENS.c.id], [("a",), ("b",)])
+        assert await copy_rows(session, TOKENS, list(TOKENS.c), [("a", "1"), ("b", "2")]) == 2
+
+
 async def test_what_a_column_sets_at_each_update_is_set(engine: AsyncEngine) -> None:
     async with AsyncSession(engine) as session, session.begin():
         await session.execute(CreateTable(TOUCHED))
