@@ -13,6 +13,7 @@ from typing import Any
 from redis.asyncio import Redis
 from uuid_utils import uuid7
 
+from worker import scripts
 from worker.job import DEFAULT_QUEUE, Job
 from worker.outbox import checked_at, checked_job_id, checked_queue
 from worker.reporting.trace import outgoing_headers
@@ -47,6 +48,8 @@ return 1
 """
 )
 
+_ENQUEUE = scripts.Script(ENQUEUE)
+
 
 class Queue:
     """A queue in Redis. `redis` is any asyncio client, arq's among them.
@@ -56,7 +59,7 @@ class Queue:
 
     def __init__(self, redis: Redis, name: str = DEFAULT_QUEUE) -> None:
         """Raises ValueError for a name that is no queue's."""
-        self._enqueue: Any = redis.register_script(ENQUEUE)
+        self._redis = redis
         self._name = checked_queue(name)
 
     async def enqueue(
@@ -74,7 +77,7 @@ class Queue:
         at_ms = int(at.timestamp() * 1000) if at else 0
         delay_ms = int(delay.total_seconds() * 1000) if delay else 0
         args = [int(job_id is not None), at_ms, delay_ms, chosen, _message(job)]
-        added = await self._enqueue(keys=[self._queue_of(job)], args=args)
+        added = await scripts.run(self._redis, scripts.Call(_ENQUEUE, [self._queue_of(job)], args))
         return chosen if added else None
 
     async def enqueue_many(self, jobs: Iterable[Job]) -> list[str]:
@@ -94,7 +97,7 @@ class Queue:
         return ids
 
     async def _send(self, queue: str, batch: "_Batch") -> None:
-        await self._enqueue(keys=[queue], args=[0, 0, 0, *batch.pairs])
+        await scripts.run(self._redis, scripts.Call(_ENQUEUE, [queue], [0, 0, 0, *batch.pairs]))
 
     def _queue_of(self, job: Job) -> str:
         return job.job_queue if self._name == DEFAULT_QUEUE else self._name

@@ -16,9 +16,10 @@ def outgoing_headers() -> dict[str, str]:
     which would join jobs that have nothing to do with each other.
     """
     client = sentry_sdk.get_client()
-    tracing = client.options.get("traces_sample_rate") or client.options.get("traces_sampler")
+    if not (client.options.get("traces_sample_rate") or client.options.get("traces_sampler")):
+        return {}
     streams = traces.get_current_span() is not None  # the SDK's other way to trace, which knows no transactions
-    if not tracing or not (streams or sentry_sdk.get_current_scope().transaction):
+    if not streams and not sentry_sdk.get_current_scope().transaction:
         return {}
     found = (sentry_sdk.get_traceparent(), sentry_sdk.get_baggage())
     return {name: value for name, value in zip(TRACE_HEADERS, found, strict=True) if value}
