@@ -162,7 +162,7 @@ class Attempt:
         if is_cancellation:
             error = SelfCancelled()
         match error:
-            case Snooze():
+            case Snooze(delay=timedelta()):  # a subclass's `__init__` may not have called Snooze's: a failure then
                 return await self._record(snoozed(Snoozed(error.delay), error))
             case Cancel():
                 return await self._record(cancelled(Cancelled(error.reason)))

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from worker.database import DatabaseAway, connect
 from worker.epoch import MARKER_KEY
 from worker.heartbeat import Heartbeat, live_workers
-from worker.migrate import missing_versions
+from worker.migrate import encoding_fault, missing_versions
 from worker.settings import Settings
 from worker.suspects.quarantine import CONNECTIONS as OF_CHILDREN
 
@@ -74,6 +74,8 @@ async def _version(connection: AsyncConnection) -> Finding:
     version, number = (await connection.execute(_VERSION)).one()
     if number < OLDEST_POSTGRESQL * 10_000:
         return Finding("PostgreSQL", "fails", f"Version {version}; upgrade to {OLDEST_POSTGRESQL} or newer.")
+    if fault := await encoding_fault(connection):
+        return Finding("PostgreSQL", "fails", f"Version {version}, but {fault}")
     return Finding("PostgreSQL", "ok", f"Version {version}.")
 
 

@@ -22,9 +22,12 @@ class Snooze(Exception):
 class Cancel(Exception):
     """Never mind: the job ends as `cancelled` and isn't tried again."""
 
-    def __init__(self, reason: str = "cancelled by its handler") -> None:
+    reason = "cancelled by its handler"
+    """Also of a subclass whose `__init__` doesn't call this one, as a dataclass's."""
+
+    def __init__(self, reason: str = reason) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)  # another error is easily given
 
 
 class Permanent(Exception):

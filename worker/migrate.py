@@ -8,9 +8,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.database import create_engine
+from worker.settings import SettingsError
 
 RUNTIME = "worker_"
 """What the runtime's versions begin with; a domain's begin with something else."""
@@ -20,7 +21,10 @@ ADVISORY_LOCK = 0x7261746368_6D
 
 
 def migrate(database_url: str, version_locations: Sequence[Path] = (), *, pgbouncer: bool = False) -> None:
-    """Apply what is missing, all of it in one transaction. Raises what PostgreSQL raises, with nothing applied."""
+    """Apply what is missing, all of it in one transaction.
+
+    Raises SettingsError for a database that isn't in UTF-8, and what PostgreSQL raises, with nothing applied.
+    """
     asyncio.run(_migrate(database_url, version_locations, pgbouncer=pgbouncer))
 
 
@@ -28,6 +32,8 @@ async def _migrate(database_url: str, version_locations: Sequence[Path], *, pgbo
     engine = create_engine(database_url, pool_size=1, application="ratchet migrate", pgbouncer=pgbouncer)
     try:
         async with engine.begin() as connection:
+            if fault := await encoding_fault(connection):
+                raise SettingsError(f"DATABASE_URL can't be used: {fault}")
             await connection.execute(text("set local lock_timeout = 0"))
             await connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK})
             await connection.run_sync(_upgrade, _config(version_locations))
@@ -47,6 +53,12 @@ def _config(version_locations: Sequence[Path]) -> Config:
     config.set_main_option("path_separator", "newline")
     config.set_main_option("version_locations", "\n".join(map(str, (FOLDER / "versions", *version_locations))))
     return config
+
+
+async def encoding_fault(connection: AsyncConnection) -> str:
+    """A sentence where the database can't hold every text, as of an error or a job's result; else empty."""
+    encoding = (await connection.execute(text("select current_setting('server_encoding')"))).scalar_one()
+    return "" if encoding == "UTF8" else f"its database is in {encoding}; create one with encoding 'UTF8'."
 
 
 async def missing_versions(engine: AsyncEngine, version_locations: Sequence[Path] = ()) -> set[str]:

@@ -63,7 +63,8 @@ def enqueue(
         message=encode(Message(job.job_name, job.to_payload(), enqueued_ms, from_outbox=True, headers=told)),
     )
     if delay is not None:
-        row.due_at = func.now() + delay
+        # The days of an interval are the session's, which have 23 or 25 hours now and then.
+        row.due_at = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, delay.total_seconds())
     elif at is not None:
         row.due_at = at
     session.add(row)

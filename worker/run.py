@@ -65,14 +65,15 @@ class Begun:
     @property
     def seen(self) -> "Seen":
         """What tells whether the run has gone on since."""
-        return Seen(self.failures, self.progress.chunks if self.progress else 0)
+        return Seen(self.failures, self.progress.chunks if self.progress else None)
 
 
 class Seen(NamedTuple):
     """A run that somebody else has carried on meanwhile has other numbers than an attempt saw when it began."""
 
     failures: int
-    chunks: int = 0
+    chunks: int | None = None
+    """None: its handler has no chunks, though before a deploy it may have had."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,18 +22,20 @@ from worker.wire import ABORTED, UNREADABLE_NAME
 MAX_TRACEBACK = 20_000
 """Characters; the innermost frames stand at the end and are kept."""
 
+# (make_interval: the days of an interval are the session's, which have 23 or 25 hours now and then.)
 # Compare-and-set: a run that is final, or whose attempt somebody else counted, or that somebody else carried on by a
 # chunk, stays as it is. A job from the outbox is written only while its row stands.
 _MOVE = text("""
 insert into worker.run
     (id, enqueued_ms, name, queue, status, from_outbox, attempt, next_at, error, message, finished_at)
 select :id, :ms, :name, :queue, :status, :from_outbox, :attempt,
-    case when not :final then clock_timestamp() + :delay end, :error, :message,
+    case when not :final then clock_timestamp() + make_interval(secs => :delay_s) end, :error, :message,
     case when :final then clock_timestamp() end
 where not :from_outbox or exists (select from worker.outbox where id = :id and enqueued_ms = :ms)
 on conflict (id, enqueued_ms) do update set status = excluded.status, attempt = excluded.attempt,
     next_at = excluded.next_at, error = excluded.error, message = excluded.message, finished_at = excluded.finished_at
-where run.attempt = :failures and run.chunks = :chunks and run.finished_at is null
+where run.attempt = :failures and run.chunks = coalesce(cast(:chunks as bigint), run.chunks)
+    and run.finished_at is null
 """)
 _NOTE_FAILURE = text("""
 insert into worker.attempt (id, enqueued_ms, attempt, error, traceback, worker)
@@ -127,6 +129,8 @@ class Setbacks:
                 if await self._move(connection, run, move, seen, message):
                     return outcome
                 row = (await connection.execute(_LOOK, run.key)).one_or_none()
+                if row is not None and row.status in ledger.FINAL:
+                    await _take_rows(connection, run, message)
         except (DBAPIError, DatabaseAway) as error:
             if not is_expected(error):
                 raise
@@ -140,7 +144,7 @@ class Setbacks:
     async def _look(self, connection: AsyncConnection, run: ledger.Identity) -> ledger.Seen:
         """What the run says; locks it, where it exists."""
         row = (await connection.execute(_SEEN, run.key)).one_or_none()
-        return ledger.Seen(*row) if row else ledger.Seen(0)
+        return ledger.Seen(*row) if row else ledger.Seen(0, 0)
 
     async def _move(
         self, connection: AsyncConnection, run: ledger.Identity, move: Move, seen: ledger.Seen, message: bytes
@@ -149,8 +153,8 @@ class Setbacks:
         attempt, error = seen.failures + move.burns, as_text(move.error)
         mine = {"name": run.name, "queue": run.queue, "from_outbox": run.from_outbox, **seen._asdict()}
         kept = message if move.is_final else None
-        state = {"status": move.status, "attempt": attempt, "delay": move.delay, "error": error, "final": move.is_final}
-        moved = await connection.execute(_MOVE, {**run.key, **mine, **state, "message": kept})
+        state = {"status": move.status, "attempt": attempt, "delay_s": move.delay.total_seconds(), "error": error}
+        moved = await connection.execute(_MOVE, {**run.key, **mine, **state, "final": move.is_final, "message": kept})
         if moved.rowcount == 0:
             return False
         if move.burns:
@@ -158,9 +162,14 @@ class Setbacks:
             note = {"attempt": attempt, "error": error, "traceback": trace, "worker": self._worker}
             await connection.execute(_NOTE_FAILURE, {**run.key, **note})
         if move.is_final:
-            await ledger.take_row(connection, run)
-            if run.name == UNREADABLE_NAME:
-                await connection.execute(_TAKE_UNREADABLE, {"id": run.job_id, "message": message})
+            await _take_rows(connection, run, message)
         elif not run.from_outbox:
             await ledger.adopt(connection, run, message)
         return True
+
+
+async def _take_rows(connection: AsyncConnection, run: ledger.Identity, message: bytes) -> None:
+    """Nothing of a final run waits any more, nor what came after it and is its duplicate."""
+    await ledger.take_row(connection, run)
+    if run.name == UNREADABLE_NAME:
+        await connection.execute(_TAKE_UNREADABLE, {"id": run.job_id, "message": message})

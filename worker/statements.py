@@ -23,12 +23,21 @@ MAX_KEPT_CHARACTERS = 4_096
 
 _ENDS = re.compile(r"(commit|end|abort|prepare\s+transaction|rollback(?!\s+(work\s+|transaction\s+)?to\b))\b")
 _LEAVES = re.compile(
-    r"set\s+(?!local\b|transaction\b|constraints\b)|listen\b|load\b|prepare\b|declare\b.*\bwith\s+hold\b"
+    r"set\s+(?!local\b|transaction\b|constraints\b)|listen\b|load\b|(prepare|deallocate)\b"
+    r"|declare\b.*\bwith\s+hold\b"
     r"|create\s+(or\s+replace\s+)?((global|local)\s+)?temp(orary)?\b(?!.*\bon\s+commit\s+drop\b)",
     re.DOTALL,
 )
-_LEAVES_WITHIN = re.compile(r"\bpg_(try_)?advisory_lock|\bset_config\s*\([^()]*,\s*('f(alse)?'|'off'|false)\s*\)")
-_SETS_WITHIN = re.compile(r"\bset_config\s*\([^()]*\$\d+(::\w+)?\s*\)")
+_MAKES_TEMPORARY = re.compile(
+    r"create\b.*\bpg_temp\"?\s*\.|(select|with)\b.*\binto\s+((global|local)\s+)?temp(orary)?\s", re.DOTALL
+)
+_LOCKS = re.compile(r"\bpg_(try_)?advisory_lock")
+_SET_CONFIG = r"\bset_config\"?\s*\("
+# All but the last, with two levels of calls among them.
+_ARGUMENTS = r"(?:[^()]|\((?:[^()]|\([^()]*\))*\))*,\s*"
+_SETTINGS = re.compile(_SET_CONFIG)
+_SETS_FOR_NOW = re.compile(_SET_CONFIG + _ARGUMENTS + r"('t(rue)?'|'on'|true)\s*\)")
+_SETS_AS_TOLD = re.compile(_SET_CONFIG + _ARGUMENTS + r"\$\d+(::\w+)?\s*\)")
 
 _BLANK = re.compile(r"(?:\s|;|--[^\n]*(?:\n|\Z))*+")
 _COMMENT = re.compile(r"/\*|\*/")
@@ -55,11 +64,20 @@ def _effect_of_one(statement: str) -> Effect:
         return Effect.ENDS
     if _LEAVES.match(statement, place):
         return Effect.LEAVES
-    if "set_config" not in statement and "advisory_lock" not in statement:  # 100 times as fast as to search for them
-        return Effect.NONE
-    if _LEAVES_WITHIN.search(statement):
+    # To look for a word is 100 times as fast as to search for what it may mean.
+    if "temp" in statement and _MAKES_TEMPORARY.match(statement, place):
         return Effect.LEAVES
-    return Effect.SETS if _SETS_WITHIN.search(statement) else Effect.NONE
+    if "advisory_lock" in statement and _LOCKS.search(statement):
+        return Effect.LEAVES
+    return _effect_of_settings(statement) if "set_config" in statement else Effect.NONE
+
+
+def _effect_of_settings(statement: str) -> Effect:
+    """A call that can't be read is taken for one that stays, which costs a connection and nothing else."""
+    as_told = len(_SETS_AS_TOLD.findall(statement))
+    if len(_SETTINGS.findall(statement)) > as_told + len(_SETS_FOR_NOW.findall(statement)):
+        return Effect.LEAVES
+    return Effect.SETS if as_told else Effect.NONE
 
 
 def _statements(text: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, ClassVar, cast
@@ -129,8 +129,9 @@ def _decode(raw: bytes) -> Message:
         from_json(payload, allow_inf_nan=False)
     message = Message(name, payload, enqueued_ms, told.get("o") == 1, _texts(headers) if headers else {})
     if len(raw) + len(payload) > MAX_PAYLOAD_BYTES:
-        # 1E15 is 4 bytes and is written again as 18. What nobody could read the next time isn't taken now.
-        encode(message)
+        # 1E15 is 4 bytes and is written again as 18, and a direct job that has to wait says that it is the outbox's.
+        # What nobody could read the next time isn't taken now.
+        encode(replace(message, from_outbox=True))
     return message
 
 

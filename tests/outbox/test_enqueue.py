@@ -123,6 +123,17 @@ async def test_a_delay_counts_from_the_transaction_s_start_by_postgresql_s_clock
     assert row.due_at == now + timedelta(hours=3)
 
 
+async def test_a_day_of_a_delay_has_24_hours_in_every_zone(hands: Hands) -> None:
+    """Of the four one at least is across a change of the clocks."""
+    async with AsyncSession(hands.engine) as session, session.begin():
+        await session.execute(text("set local timezone = 'Europe/Berlin'"))
+        now: datetime = (await session.execute(text("select now()"))).scalar_one()
+        delays = [timedelta(days=days) for days in (90, 180, 270, 360)]
+        for delay in delays:
+            enqueue(session, Play(), delay=delay)
+    assert [row.due_at for row in await hands.rows()] == [now + delay for delay in delays]
+
+
 async def test_a_job_can_be_due_at_a_time_in_any_zone(hands: Hands) -> None:
     at = datetime(2030, 1, 1, 12, tzinfo=UTC)
     await hands.enqueue(Play(), at=at)

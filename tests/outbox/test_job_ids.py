@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.outbox.hands import Count, Hands, Play
@@ -32,6 +33,23 @@ async def test_twenty_producers_at_once_send_one_job_id_and_it_is_applied_once(h
     await working
     await hands.work()
     assert await hands.applied() == ["once"]
+    assert await hands.rows() == []
+
+
+@pytest.mark.parametrize("payload", ['{"does": "what nobody knows"}', '{"n": 1e5000}'])
+async def test_a_second_that_cant_be_read_leaves_the_outbox_as_any_duplicate(hands: Hands, payload: str) -> None:
+    """The first is Dead for it. Else the sweep would send the second again, and again."""
+    for expected in (Dead, Duplicate):
+        await hands.sql(f"select worker.enqueue('test.play', '{payload}', job_id => 'j')")
+        assert [type(outcome) for outcome in await hands.work()] == [expected]
+    assert await hands.rows() == []
+
+
+async def test_a_second_that_doesnt_fit_is_a_duplicate_of_one_that_was_done(hands: Hands) -> None:
+    await hands.enqueue(Play(text="once"), job_id="j")
+    assert [type(outcome) for outcome in await hands.work()] == [Completed]
+    await hands.sql("select worker.enqueue('test.play', '{\"does\": \"what nobody knows\"}', job_id => 'j')")
+    assert await hands.work() == [Duplicate({"text": "once"})]
     assert await hands.rows() == []
 
 

@@ -18,6 +18,7 @@ from worker.database import create_engine
 from worker.dev import EmbeddedPostgres
 from worker.migrate import _config, migrate
 from worker.models import Base
+from worker.settings import SettingsError
 
 NewDatabase = Callable[[], str]
 
@@ -46,6 +47,24 @@ def schema(postgres: EmbeddedPostgres, database: str) -> str:
         "select version_num from worker.alembic_version order by 1",
         database=database,
     )
+
+
+@pytest.fixture
+def in_latin1(postgres: EmbeddedPostgres) -> Iterator[str]:
+    name = f"latin1_{uuid4().hex}"
+    postgres.psql(f"create database {name} encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0")
+    yield postgres.database_url(name)
+    postgres.psql(f"drop database {name} with (force)")
+
+
+async def test_a_database_that_cant_hold_every_text_is_refused(in_latin1: str) -> None:
+    """An error with a euro sign in its text couldn't be counted there, nor such a result be kept."""
+    with pytest.raises(SettingsError, match="its database is in LATIN1; create one with encoding 'UTF8'"):
+        await asyncio.to_thread(migrate, in_latin1)
+    engine = create_engine(in_latin1, pool_size=1)
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("select to_regnamespace('worker')"))).scalar_one() is None
+    await engine.dispose()
 
 
 def test_migrating_twice_changes_nothing(postgres: EmbeddedPostgres, new_database: NewDatabase) -> None:

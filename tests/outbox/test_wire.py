@@ -151,6 +151,18 @@ def test_what_is_no_message_is_unreadable_and_the_reason_says_why(raw: bytes, re
     assert restamp(raw, enqueued_ms=5) == raw
 
 
+def test_a_message_that_could_not_say_that_it_is_the_outboxs_is_none() -> None:
+    """A direct job that fails is written again so. What nobody could read then isn't taken before."""
+
+    def sized(size: int) -> bytes:
+        bare = len(encode(Message("a", b'{"x":""}', 1_700_000_000_000)))
+        return encode(Message("a", b'{"x":"%b"}' % (b"x" * (size - bare)), 1_700_000_000_000))
+
+    longest = MAX_MESSAGE_BYTES - len(b',"o":1')
+    assert len(restamp(sized(longest), enqueued_ms=1_700_000_000_000)) == MAX_MESSAGE_BYTES
+    assert isinstance(decode(sized(longest + 1)), Unreadable)
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_at_all_make_the_reader_raise(raw: bytes) -> None:
     assert isinstance(decode(raw), Unreadable | Message)

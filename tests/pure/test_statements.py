@@ -2,6 +2,7 @@
 
 import pytest
 
+from worker.run import set_limits
 from worker.statements import MAX_KEPT_CHARACTERS, Effect, effect_of
 
 
@@ -42,6 +43,17 @@ def test_it_ends_the_transaction(text: str) -> None:
         "create local temporary view v as select 1",
         "declare c cursor with hold for select 1",
         "select set_config('search_path', 'x', false)",
+        "select set_config('app.tenant', cast($1 as text), false)",
+        "select set_config('app.tenant', lower(coalesce($1, '')), false)",
+        "select set_config('app.tenant', lower($1), $2 = $3)",
+        "select set_config('a', 'x', true), set_config('b', 'x', 'no')",
+        "select set_config('a', $1, $2), set_config('b', '(', false)",
+        "select 1 as n into temporary table left_behind",
+        "with a as (select 1 as n)\nselect n into local temp left_behind from a",
+        "create table pg_temp.left_behind as select 1 as n",
+        'create or replace function "pg_temp".f() returns int return 1',
+        "deallocate all",
+        """select "set_config"('a', 'x', false)""",
         "select pg_advisory_lock(1)",
         "select pg_try_advisory_lock_shared($1)",
         "set local x = 1; set y = 2",
@@ -53,6 +65,7 @@ def test_it_leaves_something_in_the_session(text: str) -> None:
 
 def test_a_parameter_says_whether_a_setting_stays() -> None:
     assert effect_of("select set_config($1::varchar, $2::varchar, $3::boolean) as x") is Effect.SETS
+    assert effect_of("select set_config($1, lower($2), $3), set_config('a', 'b', true)") is Effect.SETS
 
 
 @pytest.mark.parametrize(
@@ -77,6 +90,10 @@ def test_a_parameter_says_whether_a_setting_stays() -> None:
         "set constraints all deferred",
         "create temp table t (n int) on commit drop",
         "select set_config('search_path', 'x', true)",
+        "select set_config('app.tenant', lower(coalesce($1, '')), true), set_config('b', $2, 'on')",
+        f"select {set_limits('$1', '$2', '$3')}",
+        "select temp from pg_temp.t",
+        "insert into temp select 1",
         "select pg_advisory_xact_lock(1)",
         "update t set commit = 1",
     ],

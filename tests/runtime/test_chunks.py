@@ -17,7 +17,7 @@ from tests.runtime.postgres_proxy import COMMIT_SENT, COMMITTED, PostgresProxy
 from tests.support.waiting import wait_until
 from worker.chunk import Chunk, Step
 from worker.errors import Cancel, Snooze
-from worker.handler import ChunkedHandler
+from worker.handler import ChunkedHandler, Handler
 from worker.outcome import BUSY, Cancelled, Completed, Dead, Duplicate, Released, Retrying, Snoozed, Yielded
 from worker.retry import RetryPolicy
 
@@ -352,3 +352,22 @@ async def test_a_cursor_that_stands_still_would_never_end_and_is_no_retrys_matte
     assert isinstance(outcome, Dead)
     assert "returned the cursor that it was given, and would never end" in outcome.error
     assert await bench.effects() == ["None"]
+
+
+async def test_what_was_chunked_before_a_deploy_fails_and_snoozes_as_the_plain_job_that_it_is_now(bench: Bench) -> None:
+    async def count(job: Count, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        return chunk.step((chunk.cursor or 0) + 1, done=1)
+
+    async def snooze(job: Count, session: AsyncSession) -> None:
+        raise Snooze(timedelta(hours=1))
+
+    async def fail(job: Count, session: AsyncSession) -> None:
+        raise ValueError("no")
+
+    delivery = await bench.enqueued(Count())
+    chunked = ChunkedHandler(Count, count, cursor=int, yield_after=timedelta(0))
+    assert isinstance(await bench.run(chunked, delivery), Yielded)
+    assert isinstance(await bench.run(Handler(Count, snooze), delivery), Snoozed)
+    await bench.due(delivery)
+    outcomes = [await bench.run(Handler(Count, fail, retry=replace(NOW, attempts=2)), delivery) for _ in range(2)]
+    assert [type(outcome) for outcome in outcomes] == [Retrying, Dead]

@@ -1,8 +1,8 @@
 """What an attempt that fails leaves behind: nothing of its work, its error, and when it is tried again."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -187,16 +187,25 @@ async def test_an_error_that_cant_be_printed_is_a_failure_like_any_other(bench: 
 class OddError(Exception):
     """Whoever looks at it gets another error."""
 
-    @property
-    def sqlstate(self) -> str:
-        raise RuntimeError
+    def __getattr__(self, name: str) -> object:
+        raise KeyError(name)
 
     @property
-    def __notes__(self) -> list[str]:
+    def __notes__(self) -> list[str]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         raise RuntimeError
 
 
-@pytest.mark.parametrize("error", [OddError("odd"), GeneratorExit()])
+@dataclass
+class OddSnooze(Snooze):
+    """A dataclass's own `__init__` calls no parent's: nobody knows for how long."""
+
+    until: str
+
+
+ODD = (OddError("odd"), GeneratorExit(), OddSnooze("later"))
+
+
+@pytest.mark.parametrize("error", ODD, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("once", [True, False])
 async def test_what_is_raised_is_counted_however_odd_it_is(bench: Bench, error: BaseException, *, once: bool) -> None:
     """Else it would be run again without end."""
@@ -204,6 +213,35 @@ async def test_what_is_raised_is_counted_however_odd_it_is(bench: Bench, error: 
     assert isinstance(outcome, Retrying)
     assert type(error).__name__ in outcome.error
     assert await bench.runs() == [("retrying", 1)]
+
+
+@dataclass
+class SoldOut(Cancel):
+    """As OddSnooze."""
+
+    sku: str
+
+
+@pytest.mark.parametrize(
+    ("cancel", "reason"),
+    [
+        (SoldOut("a-1"), "cancelled by its handler"),
+        (Cancel(LookupError("gone")), "gone"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ],
+)
+async def test_a_cancel_ends_the_job_whatever_it_was_made_of(bench: Bench, cancel: Cancel, reason: str) -> None:
+    assert await bench.run(raising(cancel), await bench.enqueued(Note())) == Cancelled(reason)
+
+
+async def test_a_batch_is_spoilt_by_no_error_however_odd(bench: Bench) -> None:
+    async def fail(jobs: Sequence[Note], session: AsyncSession) -> None:
+        if any(job.text == "bad" for job in jobs):
+            raise OddError
+
+    handler = BatchHandler(Note, fail, linger=timedelta(milliseconds=50), retry=RetryPolicy(attempts=1))
+    deliveries = [await bench.enqueued(Note(text=told)) for told in ("good", "bad", "good")]
+    outcomes = await bench.run_all(handler, deliveries)
+    assert [type(outcome) for outcome in outcomes] == [Completed, Dead, Completed]
 
 
 async def test_an_errors_text_may_hold_nul_lone_surrogates_and_megabytes(bench: Bench) -> None:

@@ -230,8 +230,13 @@ async def by_driver(session: AsyncSession) -> None:
     await raw.driver_connection.execute("set search_path = elsewhere, public")
 
 
+async def by_function_of_a_function(session: AsyncSession) -> None:
+    told = {"path": "ELSEWHERE, public"}
+    await session.execute(text("select set_config('search_path', lower(cast(:path as text)), false)"), told)
+
+
 @pytest.mark.parametrize("once", [True, False])
-@pytest.mark.parametrize("sets", [by_set, by_function, by_driver])
+@pytest.mark.parametrize("sets", [by_set, by_function, by_function_of_a_function, by_driver])
 async def test_a_setting_of_the_session_is_not_handed_on_to_the_next_job(
     bench: Bench, sets: Misuse, *, once: bool
 ) -> None:
@@ -247,6 +252,31 @@ async def test_a_setting_of_the_session_is_not_handed_on_to_the_next_job(
     for handler in (Handler(Note, setting, once=once), Handler(Note, looking, once=once)):
         assert await bench.run(handler, bench.direct(Note())) == Completed(None)
     assert paths == ["elsewhere, public", '"$user", public']
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["select 1 as n into temporary table left_behind", "create table pg_temp.left_behind as select 1 as n"],
+)
+async def test_a_temporary_table_is_not_handed_on_however_it_was_made(bench: Bench, statement: str) -> None:
+    async def making(job: Note, session: AsyncSession) -> None:
+        await session.execute(text(statement))
+
+    for _ in range(2):
+        assert await bench.run(Handler(Note, making), bench.direct(Note())) == Completed(None)
+
+
+async def test_who_deallocates_what_is_prepared_harms_no_other(bench: Bench) -> None:
+    async def asking(job: Note, session: AsyncSession) -> None:
+        await session.execute(text("select 1"))
+
+    async def deallocating(job: Note, session: AsyncSession) -> None:
+        await session.execute(text("deallocate all"))
+
+    asks, deallocates = Handler(Note, asking), Handler(Note, deallocating)
+    assert await bench.run(asks, bench.direct(Note())) == Completed(None)
+    await bench.run(deallocates, bench.direct(Note()))
+    assert await bench.run(asks, bench.direct(Note())) == Completed(None)
 
 
 async def test_a_setting_of_the_transaction_costs_no_connection(bench: Bench) -> None:
