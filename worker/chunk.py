@@ -4,6 +4,7 @@ The runtime owns the loop, as in Shopify's job-iteration: a chunk function has n
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Generic, Protocol, TypeVar
@@ -17,7 +18,7 @@ class Closable(Protocol):
     """What lets go of what it holds: an open file, a thread's work."""
 
     def close(self) -> None:
-        """Doesn't raise, and doesn't wait."""
+        """Doesn't wait. What it raises is nobody's failure: what was kept is forgotten."""
         ...
 
 
@@ -47,7 +48,8 @@ class Memory:
         """Close what is kept."""
         if self._kept is not None:
             kept, self._kept = self._kept, None
-            kept.close()
+            with suppress(Exception):
+                kept.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """COPY into a table, on the session's own connection and inside its transaction."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias, cast
 
 from sqlalchemy import Column, Dialect, Table, select
@@ -93,19 +93,37 @@ def table_of(target: Target) -> Table:
 def columns_of(table: Table, columns: Sequence[TargetColumn]) -> list[Column[Any]]:
     """The table's own. Raises ValueError for none, and for one of another table."""
     by_name = {column.name: column for column in table.columns}
-    names: list[str] = [column.expression.name for column in columns]
-    if not names:
+    given: list[Column[Any]] = [column.expression for column in columns]
+    if not given:
         raise ValueError(f"Bulk work on {table.name} got no columns; name those that each row has.")
-    if strange := [name for name in names if name not in by_name]:
-        raise ValueError(f"The table {table.name} has no column {strange[0]!r}; give columns of that table.")
-    return [by_name[name] for name in names]
+    for column in given:
+        if column.name not in by_name or not column.shares_lineage(by_name[column.name]):
+            raise ValueError(f"The table {table.name} has no column {str(column)!r}; give columns of that table.")
+    return [by_name[column.name] for column in given]
 
 
 def adapted(rows: Iterable[Values], columns: Sequence[Column[Any]], dialect: Dialect) -> Iterable[Values]:
-    """`rows` as the driver takes them: where a column's type converts its values (enums, JSON, your own), so do we."""
+    """`rows` as the driver takes them: where a column's type converts its values (enums, JSON, your own), so do we.
+
+    Raises ValueError, as they are iterated over, where a row has another number of values. (The driver would leave out
+    what is too much.)
+    """
     processors = [column.type.dialect_impl(dialect).bind_processor(dialect) for column in columns]
+    counted = _counted(rows, len(columns))
     if not any(processors):
-        return rows
+        return counted
     return (
-        [process(value) if process else value for process, value in zip(processors, row, strict=True)] for row in rows
+        [process(value) if process else value for process, value in zip(processors, row, strict=True)]
+        for row in counted
     )
+
+
+def _counted(rows: Iterable[Values], values: int) -> Iterator[Values]:
+    for row in rows:
+        if len(row) != values:
+            raise wrong_length(values)
+        yield row
+
+
+def wrong_length(values: int) -> ValueError:
+    return ValueError(f"A row has another number of values than there are columns ({values}).")

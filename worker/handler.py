@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import MappingProxyType
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from types import MappingProxyType, NoneType
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -25,6 +25,16 @@ LONGEST_LIMIT = timedelta(days=24)
 """PostgreSQL counts its timeouts in milliseconds, up to 2³¹."""
 
 
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "retry": ((RetryPolicy,), "a RetryPolicy"),
+    "timeout": ((timedelta,), "a timedelta"),
+    "statement_timeout": ((timedelta, NoneType), "a timedelta, or None"),
+    "lock_timeout": ((timedelta, NoneType), "a timedelta, or None"),
+    "max_concurrent": ((int, NoneType), "a whole number, or None"),
+    "rate": ((Rate, NoneType), "a Rate, or None"),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """How a handler is run; the same for every kind of handler."""
@@ -41,6 +51,15 @@ class Policy:
     """How often jobs of this name start, over all workers. A retry is a start too."""
 
     def __post_init__(self) -> None:
+        """Raises ValueError for what would fail only when a job runs: no type checker has seen every app."""
+        for name, (kinds, wanted) in _KINDS.items():
+            given: object = getattr(self, name)
+            if not isinstance(given, kinds) or isinstance(given, bool):
+                raise ValueError(f"A handler got {name}={given!r}; give {wanted}.")  # noqa: TRY004 - as all others here
+        if self.isolation not in get_args(Isolation):
+            raise ValueError(
+                f"A handler got isolation={self.isolation!r}; give one of {', '.join(get_args(Isolation))}."
+            )
         for limit in ("timeout", "statement_timeout", "lock_timeout"):
             value: timedelta | None = getattr(self, limit)
             if value is not None and not timedelta(0) < value <= LONGEST_LIMIT:

@@ -3,7 +3,8 @@
 import re
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import from_json
 
 from worker.errors import InvalidPayload
@@ -53,10 +54,19 @@ class Job(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_keywords: Any) -> None:
-        """Raises ValueError for a field that would stand for what the class says."""
+        """Raises ValueError for a field that would stand for what the class says, or that no worker would get."""
         taken = sorted({"job_name", "job_queue", "job_aliases"} & cls.model_fields.keys())
         if taken:
             raise ValueError(f"{cls.__name__} has a field {taken[0]}, which is the job's own; call it something else.")
+        for name, field in cls.model_fields.items():
+            if field.exclude:
+                raise ValueError(f"{cls.__name__} excludes its field {name}, which no worker would get; leave it out.")
+            written = field.serialization_alias or name
+            if written not in _read_as(name, field, cls.model_config):
+                raise ValueError(
+                    f"{cls.__name__} writes its field {name} as {written!r} and doesn't read that; give it an alias, "
+                    "which stands for both."
+                )
 
     def to_payload(self) -> bytes:
         """The payload as JSON in UTF-8.
@@ -111,3 +121,12 @@ class Job(BaseModel):
             return job
         # Outside the except block, so that pydantic's error, which quotes the input, isn't chained to ours.
         raise InvalidPayload(f"The payload does not fit {cls.job_name}: {faults}.")
+
+
+def _read_as(name: str, field: FieldInfo, config: ConfigDict) -> set[str]:
+    """The keys of a payload that a field is read from."""
+    alias = field.validation_alias
+    choices = alias.choices if isinstance(alias, AliasChoices) else [name if alias is None else alias]
+    names = {each for each in choices if isinstance(each, str)}
+    by_name = config.get("populate_by_name") or config.get("validate_by_name")
+    return names | {name} if by_name else names

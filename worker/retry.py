@@ -25,12 +25,12 @@ class RetryPolicy:
     """Errors that no retry can mend, beside `Permanent`."""
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
+        if not self.attempts >= 1:
             raise ValueError(f"RetryPolicy got attempts={self.attempts}; a job needs at least 1.")
         errors: Any = self.give_up_on  # whose comma is easily left out
         if not isinstance(errors, tuple) or not all(map(_is_error, cast("tuple[object, ...]", errors))):
             raise ValueError(f"RetryPolicy got give_up_on={errors!r}; give a tuple of exception classes.")
-        if self.base < timedelta(0) or not timedelta(0) <= self.cap <= LONGEST_DELAY or self.factor < 1:
+        if self.base < timedelta(0) or not timedelta(0) <= self.cap <= LONGEST_DELAY or not self.factor >= 1:
             raise ValueError(
                 "RetryPolicy needs a base of at least zero, a cap of zero to ten years, and a factor of at least 1."
             )

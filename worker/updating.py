@@ -12,7 +12,16 @@ from sqlalchemy.dialects.postgresql import BIT
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import Integer, UserDefinedType
 
-from worker.copying import Target, TargetColumn, Values, adapted, columns_of, driver_in_transaction, table_of
+from worker.copying import (
+    Target,
+    TargetColumn,
+    Values,
+    adapted,
+    columns_of,
+    driver_in_transaction,
+    table_of,
+    wrong_length,
+)
 from worker.driver import Driver
 from worker.staging import stage
 
@@ -67,7 +76,7 @@ def _in_order(columns: Columns, key: Columns, rows: Iterable[Values]) -> list[Va
     key_of = itemgetter(*(columns.index(each) for each in key))
     given = list(rows)
     if set(map(len, given)) - {len(columns)}:
-        raise ValueError(f"A row has another number of values than there are columns ({len(columns)}).")
+        raise wrong_length(len(columns))
     keys = list(map(key_of, given))
     if all(map(lt, keys, islice(keys, 1, None))):
         return given

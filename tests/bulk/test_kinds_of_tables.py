@@ -1,5 +1,6 @@
 """What `update_many` and `upsert` do with tables, keys and values of some kinds, and the order in which they write."""
 
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -127,10 +128,20 @@ async def test_what_a_column_sets_at_each_update_is_set(engine: AsyncEngine) -> 
         assert (await session.execute(select(TOUCHED))).all() == [(1, "new", "YES")]
 
 
-async def test_rows_of_the_wrong_length_are_refused(engine: AsyncEngine) -> None:
-    async with AsyncSession(engine) as session, session.begin():
-        with pytest.raises(ValueError, match="another number of values"):
-            await update_many(session, TOUCHED, [TOUCHED.c.id, TOUCHED.c.v], [(1, "a"), (2, "b", "c")])
+@pytest.mark.parametrize("row", [(2, "b", "c"), (2,)])
+async def test_rows_of_the_wrong_length_are_refused(engine: AsyncEngine, row: tuple[object, ...]) -> None:
+    columns, rows = [TOUCHED.c.id, TOUCHED.c.v], [(1, "a"), row]
+    for write in (copy_rows, update_many, partial(upsert, key=[TOUCHED.c.id])):
+        async with AsyncSession(engine) as session:
+            await session.execute(CreateTable(TOUCHED))
+            with pytest.raises(ValueError, match=r"another number of values than there are columns \(2\)"):
+                await write(session, TOUCHED, columns, rows)
+
+
+async def test_a_column_of_another_table_is_refused_though_it_has_the_same_name(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session:
+        with pytest.raises(ValueError, match=r"The table touched has no column 'tokens\.id'"):
+            await copy_rows(session, TOUCHED, [TOKENS.c.id, TOUCHED.c.v], [(1, "a")])
 
 
 async def test_a_table_in_partitions_is_updated_and_upserted(engine: AsyncEngine) -> None:

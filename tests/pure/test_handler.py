@@ -86,6 +86,31 @@ def test_a_limit_is_above_zero(limit: str) -> None:
         Handler(Pay, do, **long)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"retry": 3}, "retry=3; give a RetryPolicy"),
+        ({"timeout": 30}, "timeout=30; give a timedelta"),
+        ({"lock_timeout": 1.5}, "lock_timeout=1.5; give a timedelta, or None"),
+        ({"max_concurrent": 1.5}, "max_concurrent=1.5; give a whole number, or None"),
+        ({"max_concurrent": True}, "max_concurrent=True; give a whole number, or None"),
+        ({"rate": "10/s"}, "rate='10/s'; give a Rate, or None"),
+        ({"isolation": "serializable"}, "isolation='serializable'; give one of READ COMMITTED, REPEATABLE READ, S"),
+    ],
+)
+def test_a_policy_of_the_wrong_kind_is_refused_before_a_job_runs(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"A handler got {sentence}"):
+        Handler(Pay, do, **wrong)
+    with pytest.raises(ValueError, match=f"A handler got {sentence}"):
+        BatchHandler(Ship, ship_many, **wrong)
+
+
+@pytest.mark.parametrize(("count", "per"), [(1.5, timedelta(seconds=1)), (1, 2)])
+def test_a_rate_is_a_whole_number_in_a_time(count: Any, per: Any) -> None:
+    with pytest.raises(ValueError, match="is none; give a whole number and a timedelta"):
+        Rate(count, per)
+
+
 def test_a_chunk_has_at_least_one_row() -> None:
     with pytest.raises(ValueError, match="ship got size=0"):
         ChunkedHandler(Ship, count, cursor=int, size=0)

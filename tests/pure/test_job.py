@@ -2,10 +2,19 @@
 
 import math
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
-from pydantic import PlainSerializer, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    AliasPath,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    ValidationError,
+    create_model,
+    field_validator,
+)
 
 from worker.errors import InvalidPayload
 from worker.job import DEFAULT_QUEUE, MAX_PAYLOAD_BYTES, Job
@@ -106,6 +115,29 @@ def test_a_text_of_asterisks_and_a_secret_that_writes_itself_may_be_sent() -> No
 
     job = Mask(shown="*" * 10, token=SecretStr("x" * 3))
     assert Mask.from_payload(job.to_payload()) == job
+
+
+@pytest.mark.parametrize(
+    ("field", "sentence"),
+    [
+        (Field(0, exclude=True), "excludes its field n, which no worker would get"),
+        (Field(0, serialization_alias="m"), "writes its field n as 'm' and doesn't read that"),
+        (Field(0, validation_alias="m"), "writes its field n as 'n' and doesn't read that"),
+        (Field(0, validation_alias=AliasChoices("k", "m"), serialization_alias="n"), "writes its field n as 'n'"),
+    ],
+)
+def test_a_field_that_no_worker_would_get_is_refused(field: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^Lossy {sentence}"):
+        create_model("Lossy", __base__=Job, n=(int, field))
+
+
+@pytest.mark.parametrize(
+    "field", [Field(0, alias="m"), Field(0, validation_alias=AliasChoices("n", AliasPath("m", 0)))]
+)
+def test_a_field_may_have_an_alias_that_is_read_again(field: Any) -> None:
+    job = create_model("Aliased", __base__=Job, __cls_kwargs__={"name": "aliased"}, n=(int, field))
+    sent = job(**{field.alias or "n": 7})
+    assert job.from_payload(sent.to_payload()) == sent
 
 
 def test_a_validator_that_fails_is_told_without_what_it_says() -> None:

@@ -1,5 +1,6 @@
 """How often a failed job is tried again, and after how long."""
 
+import math
 from datetime import timedelta
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_what_no_retry_can_mend_is_hopeless_at_once(error: Exception) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"attempts": 0}, {"base": -HOUR}, {"cap": -HOUR}, {"cap": timedelta.max}, {"factor": 0.5}],
+    [{"attempts": 0}, {"base": -HOUR}, {"cap": -HOUR}, {"cap": timedelta.max}, {"factor": 0.5}, {"factor": math.nan}],
 )
 def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="RetryPolicy"):

@@ -371,3 +371,17 @@ async def test_what_was_chunked_before_a_deploy_fails_and_snoozes_as_the_plain_j
     await bench.due(delivery)
     outcomes = [await bench.run(Handler(Count, fail, retry=replace(NOW, attempts=2)), delivery) for _ in range(2)]
     assert [type(outcome) for outcome in outcomes] == [Retrying, Dead]
+
+
+async def test_what_a_memory_raises_when_it_is_closed_is_nobodys_failure(bench: Bench) -> None:
+    class Stuck:
+        def close(self) -> None:
+            raise OSError("it can't be closed")
+
+    async def fail(job: Count, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        chunk.memory.keep(Stuck())
+        raise ValueError("no")
+
+    outcome = await bench.run(ChunkedHandler(Count, fail, cursor=int, retry=NOW), await bench.enqueued(Count()))
+    assert isinstance(outcome, Retrying)
+    assert outcome.error == "ValueError: no"
