@@ -93,7 +93,7 @@ def table_of(target: Target) -> Table:
 def columns_of(table: Table, columns: Sequence[TargetColumn]) -> list[Column[Any]]:
     """The table's own. Raises ValueError for none, and for one of another table."""
     by_name = {column.name: column for column in table.columns}
-    given: list[Column[Any]] = [column.expression for column in columns]
+    given = [cast("Column[Any]", column.expression) for column in columns]
     if not given:
         raise ValueError(f"Bulk work on {table.name} got no columns; name those that each row has.")
     for column in given:

@@ -17,7 +17,7 @@ from rich.progress import Progress as Bars
 from tests.chaos.report import as_json, show
 from tests.chaos.run import Options, Progress, Report, play
 from tests.chaos.stage import Secrets
-from worker.cli.run import loop_factory
+from worker.event_loop import loop_factory
 
 ORDERS, FAULTS, MINUTES, LEASE_S = 10_000, 100, 5.0, 3.0
 JOBS_AN_ORDER = 3

@@ -7,7 +7,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from worker.broker import connect_broker
-from worker.cli.run import loop_factory
+from worker.event_loop import loop_factory
 
 
 def test_a_command_on_a_closed_connection_is_a_lost_connection(redis_url: str) -> None:

@@ -1,5 +1,6 @@
 """An application whose jobs kill their process: `WORKER_APP=tests.poison.app:app`. They say `began` in the log."""
 
+import argparse
 import asyncio
 import ctypes
 import os
@@ -42,6 +43,12 @@ class Neighbour(Job, name="neighbour"):
     """Leaves an effect once the test lets go of the lock."""
 
     lock: int = 0
+
+
+class Parse(Job, name="parse"):
+    """Reads a command line in tasks of its own, which exit where it is wrong. Nobody awaits the first."""
+
+    line: str
 
 
 class Count(Job, name="count"):
@@ -89,6 +96,18 @@ async def neighbour(job: Neighbour, session: AsyncSession) -> None:
     await _wait(session, job.lock)
 
 
+async def parse(job: Parse, session: AsyncSession) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--n", type=int)
+    forgotten = asyncio.create_task(_parse(parser, job.line))
+    await asyncio.wait((forgotten,))
+    await asyncio.gather(_parse(parser, job.line), asyncio.sleep(0))
+
+
+async def _parse(parser: argparse.ArgumentParser, line: str) -> None:
+    parser.parse_args(line.split())
+
+
 async def count(job: Count, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
     begin = chunk.cursor or 0
     if begin in job.deadly and (job.always or current_run().attempt == 1):
@@ -112,6 +131,7 @@ app = App(
         Handler(Poison, poison, retry=QUICK),
         Handler(Once, once, retry=RetryPolicy(attempts=1), timeout=timedelta(milliseconds=100)),
         Handler(Neighbour, neighbour),
+        Handler(Parse, parse, retry=RetryPolicy(attempts=2, base=timedelta(0))),
         ChunkedHandler(Count, count, cursor=int, size=1, retry=QUICK),
     )
 )

@@ -5,7 +5,7 @@ from datetime import timedelta
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from tests.poison.app import Count, Neighbour, Once, Poison, Way
+from tests.poison.app import Count, Neighbour, Once, Parse, Poison, Way
 from tests.poison.conftest import Query, Run, Suspected
 from tests.processes.conftest import wait_until_gone
 from tests.support.locks import locked
@@ -121,3 +121,21 @@ async def test_a_suspect_can_be_aborted_and_one_that_is_handed_back_stays_one(
     assert await redis.exists(f"arq:in-progress:{handed_back}") == 0
     [claim] = await Claims(redis, timedelta(seconds=15)).take(["arq:queue"], 5, "me")
     assert (claim.job_id, claim.is_suspect) == (handed_back, True)
+
+
+async def test_a_handlers_task_that_exits_has_failed_and_its_neighbour_is_done_in_the_same_process(
+    run: Run, engine: AsyncEngine, query: Query, suspected: Suspected
+) -> None:
+    async with locked(engine, OTHERS):
+        async with AsyncSession(engine) as session, session.begin():
+            neighbour, parse = enqueue_many(session, [Neighbour(lock=OTHERS), Parse(line="--n x")])
+        worker = await run()
+        assert (await worker.wait_for("dead", job_id=parse))["error"] == "SystemExit"
+    await worker.wait_for("completed", job_id=neighbour)
+    assert [row.error for row in await query("select error from worker.attempt")] == ["SystemExit: 2"] * 2
+    (alone,) = await suspected(Parse(line="--n x"))
+    await worker.wait_for("dead", job_id=alone, timeout=60)
+    assert {row.error for row in await query("select error from worker.attempt where id = :id", id=alone)} == {
+        "SystemExit: 2"
+    }
+    assert await worker.stop() == 0

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from tests.support.waiting import wait_until
 from worker import supervisor
 from worker.cli.endings import AWAY, WRONG
-from worker.cli.run import loop_factory
+from worker.event_loop import loop_factory
 from worker.supervisor import REFUSALS, REFUSED, Plan, Supervisor
 
 PATIENCE_S = 20

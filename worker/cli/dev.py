@@ -1,6 +1,5 @@
 """worker dev: servers and a worker for development, from one command."""
 
-import asyncio
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from worker import event_loop
 from worker.app import App
 from worker.cli.endings import Refusal
 from worker.cli.loading import load_app
@@ -48,4 +48,4 @@ def _servers() -> Generator[tuple[str, str]]:
 
 
 def _work(app: App, settings: Settings) -> None:
-    asyncio.run(consume(app, settings, start_reporting(settings, app.schedule)))
+    event_loop.run(consume(app, settings, start_reporting(settings, app.schedule)))

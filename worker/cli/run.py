@@ -5,11 +5,9 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
-from importlib import import_module
-from importlib.util import find_spec
 from signal import SIGINT, SIGTERM
 from typing import Annotated, cast
 
@@ -17,6 +15,7 @@ import typer
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from worker import event_loop
 from worker.app import App
 from worker.broker import connect_broker
 from worker.cli.endings import AWAY, FAILED, WRONG, Refusal, ending
@@ -71,8 +70,7 @@ def run(  # noqa: PLR0917 - typer gives them by name
         observer = start_reporting(settings, application.schedule)
         settle_heap()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(consume(application, settings, observer, burst=burst))
+        event_loop.run(consume(application, settings, observer, burst=burst), event_loop.loop_factory())
 
 
 @contextmanager
@@ -103,11 +101,6 @@ def plan(settings: Settings, *, burst: bool) -> Plan:
 def child_command(settings: Settings) -> list[str]:
     """Starts a child for suspects, which reads its settings from the environment as this process does."""
     return [sys.executable, "-P", "-m", "worker.suspects.main", settings.app]
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is installed (the extra `fast`); None: asyncio's own."""
-    return import_module("uvloop").new_event_loop if find_spec("uvloop") else None
 
 
 async def consume(app: App, settings: Settings, observer: Observer, *, burst: bool = False) -> None:

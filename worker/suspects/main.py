@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+from worker import event_loop
 from worker.app import App
 from worker.availability import Availability
 from worker.cli.loading import load_app
@@ -50,7 +51,7 @@ def main() -> None:
     app = load_app(settings.app)
     observer = start_reporting(settings, app.schedule)
     settle_heap()
-    asyncio.run(serve(app, settings, observer, socket.socket(fileno=channel)))
+    event_loop.run(serve(app, settings, observer, socket.socket(fileno=channel)))
 
 
 async def serve(app: App, settings: Settings, observer: Observer, channel: socket.socket) -> None:

@@ -1,0 +1,35 @@
+"""The event loop of a process that runs jobs."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+Factory = Callable[[], asyncio.AbstractEventLoop]
+
+
+def loop_factory() -> Factory | None:
+    """uvloop's where it is installed (the extra `fast`); None: asyncio's own."""
+    return import_module("uvloop").new_event_loop if find_spec("uvloop") else None
+
+
+def run(main: Coroutine[Any, Any, None], factory: Factory | None = None) -> None:
+    """Run `main` on a loop of its own, to its end, whatever a task beside it raises.
+
+    asyncio lets a SystemExit (argparse raises one) end the loop, from any task that somebody's handler has started.
+    Whoever awaits that task gets it as well, and the job has failed; all others must not notice.
+    """
+    with asyncio.Runner(loop_factory=factory) as runner:
+        loop = runner.get_loop()
+        task = loop.create_task(main)
+        while not task.done():
+            try:
+                loop.run_until_complete(task)
+            except SystemExit:
+                if task.done():  # it is main's own
+                    raise
+            except KeyboardInterrupt:  # as long as main hasn't set a handler of its own for SIGINT
+                if task.done():
+                    raise
+                task.cancel()
