@@ -24,8 +24,10 @@ class Rate:
 
     def __post_init__(self) -> None:
         """Raises ValueError for what lets nothing start, and for more than Redis should remember."""
-        if not isinstance(self.count, int) or not isinstance(self.per, timedelta):  # pyright: ignore[reportUnnecessaryIsInstance]  # an app may be unchecked
-            raise ValueError(f"A rate of {self.count!r} in {self.per!r} is none; give a whole number and a timedelta.")  # noqa: TRY004 - as below
+        count: Any = self.count  # as whoever uses no type checker may give it
+        per: Any = self.per
+        if not isinstance(count, int) or not isinstance(per, timedelta):
+            raise ValueError(f"A rate of {count!r} in {per!r} is none; give a whole number and a timedelta.")  # noqa: TRY004 - as below
         if self.count < 1 or self.per <= timedelta(0):
             raise ValueError(f"A rate of {self.count} in {self.per} lets nothing start; give both above zero.")
         if self.count > MOST_STARTS:
