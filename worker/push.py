@@ -22,27 +22,27 @@ PUSH = (
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local there, queues, due, sent, written, results, fresh = {}, {}, {}, {}, {}, {}, {}
-for i = 1, #ARGV, 5 do there[#there + 1] = 'arq:job:' .. ARGV[i] end
+for i = 1, #ARGV, 6 do there[#there + 1] = 'arq:job:' .. ARGV[i] end
 there = redis.call('MGET', unpack(there))
 
 local function is_same(old, new, enqueued)
     if old == new then return true end
     local ok, body = pcall(cjson.decode, old)
-    return ok and type(body) == 'table' and body['et'] == enqueued
+    return enqueued and ok and type(body) == 'table' and body['et'] == enqueued
 end
 
 local function forget_aborts(fresh)
     local ids, stale = {}, {}
-    for i, n in ipairs(fresh) do ids[i] = ARGV[5 * n - 4] end
+    for i, n in ipairs(fresh) do ids[i] = ARGV[6 * n - 5] end
     for i, asked in ipairs(redis.pcall('ZMSCORE', 'arq:abort', unpack(ids))) do
-        if asked and tonumber(asked) < tonumber(ARGV[5 * fresh[i] - 2]) then stale[#stale + 1] = ids[i] end
+        if asked and tonumber(asked) < tonumber(ARGV[6 * fresh[i] - 3]) then stale[#stale + 1] = ids[i] end
     end
     if #stale > 0 then redis.call('ZREM', 'arq:abort', unpack(stale)) end
 end
 
 for n = 1, #there do
-    local id, queue, enqueued, delay, message = unpack(ARGV, 5 * n - 4, 5 * n)
-    if not there[n] or is_same(there[n], message, tonumber(enqueued)) then
+    local id, queue, _, same, delay, message = unpack(ARGV, 6 * n - 5, 6 * n)
+    if not there[n] or is_same(there[n], message, tonumber(same)) then
         queues[queue] = queues[queue] or {scored = {}, rows = {}}
         local scored, rows = queues[queue].scored, queues[queue].rows
         scored[#scored + 1], scored[#scored + 2], rows[#rows + 1] = now + delay, id, n
@@ -55,8 +55,8 @@ for queue, found in pairs(queues) do
         for _, n in ipairs(found.rows) do
             sent[n] = 1
             if not there[n] then
-                written[#written + 1], written[#written + 2] = 'arq:job:' .. ARGV[5 * n - 4], ARGV[5 * n]
-                results[#results + 1] = 'arq:result:' .. ARGV[5 * n - 4]
+                written[#written + 1], written[#written + 2] = 'arq:job:' .. ARGV[6 * n - 5], ARGV[6 * n]
+                results[#results + 1] = 'arq:result:' .. ARGV[6 * n - 5]
                 fresh[#fresh + 1] = n
             end
         end
@@ -125,7 +125,7 @@ class Pusher:
         async with turn(self._engine) as connection:
             async with brief_transaction(self._engine) as first:
                 rows = await lanes.rows(first, lanes.MARK_COALESCING, epoch=epoch, refused=refused)
-            batch = await self._push_or_unmark(connection, [row for row in rows if row.is_marked])
+            batch = await self._push_or_unmark(connection, [row for row in rows if row.is_marked], are_new=True)
             return Batch(len(rows), batch.sent, batch.refused)
 
     async def send_again(self, epoch: int, refused: Sequence[str]) -> Batch:
@@ -134,22 +134,32 @@ class Pusher:
             rows = await lanes.rows(connection, lanes.MARK_AGAIN, epoch=epoch, refused=refused)
             return await self._push_or_unmark(connection, rows, before=epoch - 1)
 
-    async def push(self, rows: Sequence[Row[Any]]) -> dict[int, str]:
-        """Put rows into Redis. Returns those (key and id) that must wait for another job of their id."""
+    async def push(self, rows: Sequence[Row[Any]], *, are_new: bool = False) -> dict[int, str]:
+        """Put rows into Redis. Returns those (key and id) that must wait for another job of their id.
+
+        `are_new`: none was sent before. Then what stands there under a key with the same enqueue time is another job,
+        which was enqueued in the same millisecond, unless it is the same in all.
+        """
         if not rows:
             return {}
         arguments: list[Any] = []
         for row in rows:
             message = restamp(row.message, enqueued_ms=row.enqueued_ms) if row.coalesces else row.message
-            arguments += [row.id, row.queue, row.enqueued_ms, row.delay_ms, message]
+            same = "" if are_new and row.enqueued_ms > 0 else row.enqueued_ms
+            arguments += [row.id, row.queue, row.enqueued_ms, same, row.delay_ms, message]
         sent = await self._push(keys=[], args=arguments)
         return {row.seq: row.id for row, done in zip(rows, sent, strict=True) if not done}
 
     async def _push_or_unmark(
-        self, connection: AsyncConnection, rows: Sequence[Row[Any]], before: int | None = None
+        self,
+        connection: AsyncConnection,
+        rows: Sequence[Row[Any]],
+        *,
+        before: int | None = None,
+        are_new: bool = False,
     ) -> Batch:
         """`before`: the epoch that rows which must wait go back to."""
-        refused = await self.push(rows)
+        refused = await self.push(rows, are_new=are_new)
         if refused:
             await connection.execute(lanes.UNMARK, {"seqs": [str(seq) for seq in refused], "before": before})
         return Batch(len(rows), len(rows) - len(refused), refused)

@@ -7,7 +7,7 @@ from arq.connections import ArqRedis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from tests.outbox.hands import AN_HOUR, Count, Hands, Play, Stage, Stopped
+from tests.outbox.hands import AN_HOUR, Count, Hands, Loose, Play, Stage, Stopped
 from worker.epoch import current_epoch
 from worker.operations import replay
 from worker.outbox import coalescing_id, enqueue
@@ -339,3 +339,21 @@ async def test_an_abort_of_a_job_that_is_still_to_be_sent_is_kept(hands: Hands) 
     [claim] = await hands.take()
     assert claim.aborted
     await hands.finish(claim)
+
+
+async def test_of_two_of_a_key_in_one_millisecond_that_keep_no_run_none_is_lost(hands: Hands) -> None:
+    """The first has ended in PostgreSQL, and its worker was killed before Redis was told."""
+    await hands.enqueue(Loose(fails=False), key="k")
+    await hands.relay.drain()
+    [claim] = await hands.take()
+    await hands.enqueue(Loose(fails=True), key="k")
+    await hands.sql(
+        "update worker.outbox set enqueued_ms = (select min(enqueued_ms) from worker.outbox) where sent_epoch is null"
+    )
+    await hands.carry_out(claim)
+    await hands.redis.delete(f"arq:in-progress:{coalescing_id('test.loose', 'k')}")
+    await hands.redis.zadd("arq:queue", {coalescing_id("test.loose", "k"): 1})
+    for _ in range(2):  # the first once more, and then the second
+        await hands.work()
+    assert [run.status for run in await hands.runs()] == ["dead"]
+    assert await hands.rows() == []
