@@ -93,6 +93,7 @@ async def test_a_claim_whose_answer_is_lost_is_taken_again_when_its_lease_has_ru
 ) -> None:
     """Redis has carried the claim out; the worker never heard of it."""
     await Queue(arq).enqueue(Ping(), job_id="a")
+    await arq.script_load(CLAIM)  # to a server that doesn't know it the script is sent anew, whole
     proxy.lose_answer_to(sha_of(CLAIM))
     async with work(PING, redis_url=proxy.url) as worker:
         await proxy.holds.wait()
