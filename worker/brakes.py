@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.call import Work
 from worker.outcome import BUSY, Cancelled
 from worker.pressure import Ceiling, Pressure
+from worker.run import NotDue
 
 BACK_OFF = timedelta(seconds=10)
 """Until the next look, while PostgreSQL is pressed."""
@@ -34,6 +35,10 @@ select
             join worker.run as parent on parent.id = part.parent_id and parent.enqueued_ms = part.enqueued_ms
         where part.id = :id and part.enqueued_ms = :ms and parent.finished_at is not null
     ) as parent_status,
+    (
+        select next_at - clock_timestamp() from worker.run
+        where id = :id and enqueued_ms = :ms and next_at > clock_timestamp() and finished_at is null
+    ) as wait,
     (select max(replay_lag) from pg_stat_replication) as replication_lag,
     max(clock_timestamp() - xact_start) as transaction_age,
     count(*) filter (where pid = any(array(select l.pid from pg_locks as l where not l.granted))) as waiting_locks
@@ -49,7 +54,7 @@ class Brakes:
         self._engine = engine
         self._ceiling = ceiling
 
-    async def look(self, work: Work) -> Held | Cancelled | None:
+    async def look(self, work: Work) -> Held | Cancelled | NotDue | None:
         """Why `work` may not go on, now or ever. None: it may."""
         job = work.handler.job
         asked = {**work.run.key, "queue": work.run.queue, "names": [job.job_name, *job.job_aliases]}
@@ -57,6 +62,8 @@ class Brakes:
             row = (await connection.execute(_LOOK, asked)).one()
         if row.parent_status is not None:
             return Cancelled(f"the job that it is a partition of is {row.parent_status}")
+        if row.wait is not None:
+            return NotDue(row.wait)
         if row.is_paused:
             return Held(f"{work.run.name} or the queue {work.run.queue} is paused", BUSY)
         pressed = self._ceiling.reason(Pressure(row.replication_lag, row.transaction_age, row.waiting_locks))

@@ -4,11 +4,15 @@ Each is one statement in the session's own transaction, so it sees one snapshot 
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from datetime import timedelta
+from decimal import Decimal
+from math import isfinite
 from typing import Any, TypeAlias, TypeVarTuple
 
-from sqlalchemy import ColumnElement, Row, Select, Text, cast, func, select
+from sqlalchemy import BindParameter, ColumnElement, Row, Select, Text, cast, func, select
 from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.sql import visitors
 from sqlalchemy.types import TypeEngine
 
 from worker.copying import driver_in_transaction
@@ -129,6 +133,11 @@ async def _copy(session: AsyncSession, statement: AnySelect, write: Write, piece
 
 def _literally(connection: AsyncConnection, statement: AnySelect) -> str:
     """COPY takes no parameters."""
+    if any(map(_reads_otherwise, visitors.iterate(statement))):
+        raise Permanent(
+            "COPY takes no parameters, and SQLAlchemy's literal of bytes, of a timedelta or of NaN and infinity "
+            "is another value than the parameter; cast a text to its type."
+        )
     try:
         return str(statement.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True}))
     except CompileError:  # its text has the value
@@ -136,6 +145,18 @@ def _literally(connection: AsyncConnection, statement: AnySelect) -> str:
             "COPY takes no parameters, and SQLAlchemy can't write a value of this statement as a literal; "
             "cast a text to its type."
         ) from None
+
+
+def _reads_otherwise(element: object) -> bool:
+    """Bytes are written as bytea's text, which has escapes; a timedelta in seconds, which makes no days."""
+    if not isinstance(element, BindParameter):
+        return False
+    given: Any = element.effective_value  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # of any type
+    values: list[Any] = list(given) if isinstance(given, list | tuple) else [given]  # pyright: ignore[reportUnknownArgumentType]
+    return any(
+        isinstance(value, bytes | timedelta) or (isinstance(value, float | Decimal) and not isfinite(value))
+        for value in values
+    )
 
 
 def _has_entities(statement: AnySelect) -> bool:

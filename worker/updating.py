@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from enum import Enum
 from itertools import islice
 from operator import itemgetter, lt
 from typing import Any, TypeAlias, cast
 
 import asyncpg
 from sqlalchemy import ARRAY, Column, CursorResult, Dialect, FromClause, Table, Update, bindparam, column, func, update
+from sqlalchemy import Enum as EnumType
 from sqlalchemy.dialects.postgresql import BIT
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import Integer, UserDefinedType
@@ -77,11 +79,20 @@ def _in_order(columns: Columns, key: Columns, rows: Iterable[Values]) -> list[Va
     given = list(rows)
     if set(map(len, given)) - {len(columns)}:
         raise wrong_length(len(columns))
-    keys = list(map(key_of, given))
+    keys: list[Any] = list(map(key_of, given))
+    if any(isinstance(each.type, EnumType) for each in key):
+        keys = list(map(_named, keys))
     if all(map(lt, keys, islice(keys, 1, None))):
         return given
     last = dict(zip(keys, given, strict=True))
     return [last[each] for each in sorted(last)]
+
+
+def _named(key: object) -> Any:
+    """An enum's members have no order, and their names have."""
+    if isinstance(key, tuple):
+        return tuple(map(_named, cast("tuple[object, ...]", key)))
+    return key.name if isinstance(key, Enum) else key
 
 
 def _from_arrays(

@@ -1,11 +1,12 @@
 """What `update_many` and `upsert` do with tables, keys and values of some kinds, and the order in which they write."""
 
+import enum
 from functools import partial
 from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import CHAR, NCHAR, BigInteger, Column, MetaData, String, Table, Text, func, select, text
+from sqlalchemy import CHAR, NCHAR, BigInteger, Column, Enum, MetaData, String, Table, Text, func, select, text
 from sqlalchemy.dialects.postgresql import BIT
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -23,6 +24,20 @@ BY_TWO = Table(
     Column("v", Text),
     Column("a", BigInteger, primary_key=True),
     Column("b", CHAR(6), primary_key=True),
+)
+
+
+class Kind(enum.Enum):
+    BIG = "big"
+    SMALL = "small"
+
+
+PRICES = Table(
+    "prices",
+    META,
+    Column("sku", BigInteger, primary_key=True),
+    Column("kind", Enum(Kind, name="price_kind"), primary_key=True),
+    Column("v", Text),
 )
 SHORT = Table("short", META, Column("id", CHAR(2), primary_key=True), Column("v", String(3)))
 COLLATED = Table("collated", META, Column("id", Text(collation="C"), primary_key=True), Column("v", String(9, "C")))
@@ -117,6 +132,15 @@ async def test_a_copy_without_a_column_that_sqlalchemy_would_fill_is_refused_rat
         with pytest.raises(ValueError, match="The column token of tokens has a default of SQLAlchemy's"):
             await copy_rows(session, TOKENS, [TOKENS.c.id], [("a",), ("b",)])
         assert await copy_rows(session, TOKENS, list(TOKENS.c), [("a", "1"), ("b", "2")]) == 2
+
+
+async def test_a_key_may_hold_an_enum_whose_members_have_no_order(engine: AsyncEngine) -> None:
+    rows = [(1, Kind.SMALL, "new"), (1, Kind.BIG, "new")]
+    async with AsyncSession(engine) as session, session.begin():
+        await (await session.connection()).run_sync(PRICES.create)
+        await copy_rows(session, PRICES, list(PRICES.c), [(sku, kind, "old") for sku, kind, _ in rows])
+        assert await update_many(session, PRICES, list(PRICES.c), rows) == 2
+        assert set(await session.scalars(select(PRICES.c.v))) == {"new"}
 
 
 async def test_what_a_column_sets_at_each_update_is_set(engine: AsyncEngine) -> None:

@@ -20,9 +20,10 @@ from worker.call import Work
 from worker.chunk import Chunk, Step
 from worker.database import plain_url
 from worker.delivery import Delivery
+from worker.errors import Snooze
 from worker.executor import Executor
 from worker.handler import ChunkedHandler, bind
-from worker.outcome import BUSY, Completed, Outcome, Yielded
+from worker.outcome import BUSY, Completed, Outcome, Released, Yielded
 from worker.overview import details
 from worker.pauses import Kind
 from worker.pressure import Ceiling
@@ -255,3 +256,24 @@ def ordinary(url: str) -> AsyncEngine:
     return create_async_engine(
         url.replace("postgresql://", "postgresql+asyncpg://"), connect_args={"server_settings": {"role": "plain"}}
     )
+
+
+@pytest.mark.parametrize("raised", [Snooze(timedelta(days=1)), RuntimeError("the other side is down")], ids=repr)
+async def test_what_holds_a_job_back_makes_no_wait_of_its_own_shorter(bench: Bench, raised: Exception) -> None:
+    """The worker was killed when it had written the wait, and Redis didn't know of it: the message comes again."""
+
+    async def wait(job: Count, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        raise raised
+
+    handler = ChunkedHandler(Count, wait, cursor=int)
+    delivery = await bench.enqueued(Count())
+    await bench.run(handler, delivery)
+    await bench.all("update worker.run set next_at = now() + interval '1 day' where id = :id", id=delivery.job_id)
+    before = await bench.run_of(delivery)
+    await pauses.pause(bench.engine, "name", "count")
+    try:
+        assert isinstance(await bench.run(handler, delivery), Released)
+    finally:
+        await pauses.resume(bench.engine, "name", "count")
+    after = await bench.run_of(delivery)
+    assert (after.next_at, after.status) == (before.next_at, before.status)

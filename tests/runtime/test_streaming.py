@@ -4,8 +4,9 @@ import asyncio
 import csv
 import io
 import json
+import math
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -188,3 +189,10 @@ async def test_what_goes_straight_to_the_driver_is_rolled_back_with_the_session(
         await driver.copy_records_to_table("taken", records=[("left behind",)])
         await session.rollback()
     assert await names(bench) == []
+
+
+@pytest.mark.parametrize("value", [rb"\x41", timedelta(days=1), math.nan, Decimal("NaN")], ids=repr)
+async def test_a_value_whose_literal_is_another_one_is_refused(session: AsyncSession, value: object) -> None:
+    for statement in (select(literal(value)), select(N).where(literal_column("1").in_([value]))):
+        with pytest.raises(Permanent, match="is another value than the parameter; cast a text to its type"):
+            await copy_csv(session, statement, bytearray().extend)
