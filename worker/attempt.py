@@ -15,7 +15,7 @@ from worker.availability import Availability
 from worker.batch_transaction import BatchTransactor
 from worker.brakes import Brakes, Held
 from worker.call import Work
-from worker.errors import Cancel, SelfCancelled, Snooze
+from worker.errors import LONGEST_DELAY, Cancel, SelfCancelled, Snooze
 from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, is_pool_empty, plainly
 from worker.handler import ChunkedHandler, keeps_run
 from worker.outcome import BUSY, Cancelled, Completed, Outcome, Released, Retrying, Snoozed, Yielded
@@ -80,7 +80,7 @@ class Attempt:
             while True:
                 try:
                     done = await self._transaction()
-                except (KeyboardInterrupt, GeneratorExit):
+                except GeneratorExit:
                     raise
                 except BaseException as raised:  # noqa: BLE001 - whatever a handler raises
                     self._work.memory.forget()
@@ -162,10 +162,11 @@ class Attempt:
         if is_cancellation:
             error = SelfCancelled()
         match error:
-            case Snooze(delay=timedelta()):  # a subclass's `__init__` may not have called Snooze's: a failure then
+            # A subclass's `__init__` may not have called Snooze's: a failure then.
+            case Snooze(delay=timedelta()) if timedelta(0) <= error.delay <= LONGEST_DELAY:
                 return await self._record(snoozed(Snoozed(error.delay), error))
             case Cancel():
-                return await self._record(cancelled(Cancelled(error.reason)))
+                return await self._record(cancelled(Cancelled(str(error.reason))))
             case LedgerBusy():
                 return None if error.is_conflict and self._may_retry() else Released(str(error), BUSY)
             case _:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias, cast
 
 from sqlalchemy import Column, Dialect, Table, select
+from sqlalchemy import Sequence as SequenceDefault
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 
@@ -45,12 +46,18 @@ async def copy_rows(
 
 
 def _refuse_defaults(table: Table, given: Sequence[Column[Any]]) -> None:
+    chosen = set(given)  # a list would ask the columns' own `==`
     for each in table.columns:
-        if each not in given and each.default is not None and each.server_default is None:
+        if _is_made_by_sqlalchemy(each) and each not in chosen:
             raise ValueError(
                 f"The column {each.name} of {table.name} has a default of SQLAlchemy's, which PostgreSQL doesn't know; "
                 "give its values, or let the server make them (server_default)."
             )
+
+
+def _is_made_by_sqlalchemy(column: Column[Any]) -> bool:
+    is_serial = isinstance(column.default, SequenceDefault) and column.default.optional
+    return column.default is not None and column.server_default is None and not is_serial
 
 
 async def driver_in_transaction(session: AsyncSession) -> Driver:
@@ -97,9 +104,15 @@ def columns_of(table: Table, columns: Sequence[TargetColumn]) -> list[Column[Any
     if not given:
         raise ValueError(f"Bulk work on {table.name} got no columns; name those that each row has.")
     for column in given:
-        if column.name not in by_name or not column.shares_lineage(by_name[column.name]):
+        own = by_name.get(column.name)
+        if own is None or not (column.shares_lineage(own) or _name_of_table(column) in {None, table.fullname}):
             raise ValueError(f"The table {table.name} has no column {str(column)!r}; give columns of that table.")
     return [by_name[column.name] for column in given]
+
+
+def _name_of_table(column: Column[Any]) -> str | None:
+    """None of a column that says of none. The same table may stand in another MetaData."""
+    return getattr(column.table, "fullname", None)
 
 
 def adapted(rows: Iterable[Values], columns: Sequence[Column[Any]], dialect: Dialect) -> Iterable[Values]:

@@ -1,6 +1,7 @@
 """The event loop of a process that runs jobs."""
 
 import asyncio
+import signal
 from collections.abc import Callable, Coroutine
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,8 +18,8 @@ def loop_factory() -> Factory | None:
 def run(main: Coroutine[Any, Any, None], factory: Factory | None = None) -> None:
     """Run `main` on a loop of its own, to its end, whatever a task beside it raises.
 
-    asyncio lets a SystemExit (argparse raises one) end the loop, from any task that somebody's handler has started.
-    Whoever awaits that task gets it as well, and the job has failed; all others must not notice.
+    asyncio lets a SystemExit (argparse raises one) or a KeyboardInterrupt end the loop, from any task that somebody's
+    handler has started. Whoever awaits that task gets it as well, and the job has failed; all others must not notice.
     """
     with asyncio.Runner(loop_factory=factory) as runner:
         loop = runner.get_loop()
@@ -26,10 +27,9 @@ def run(main: Coroutine[Any, Any, None], factory: Factory | None = None) -> None
         while not task.done():
             try:
                 loop.run_until_complete(task)
-            except SystemExit:
+            except (SystemExit, KeyboardInterrupt) as error:
                 if task.done():  # it is main's own
                     raise
-            except KeyboardInterrupt:  # as long as main hasn't set a handler of its own for SIGINT
-                if task.done():
-                    raise
-                task.cancel()
+                is_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else main handles that
+                if isinstance(error, KeyboardInterrupt) and is_ctrl_c:
+                    task.cancel()

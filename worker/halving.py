@@ -63,7 +63,7 @@ class Halving:
         self._has_begun = False
         try:
             return await self._crew.many.carry_out([member.work for member in members], self._begun)
-        except (KeyboardInterrupt, GeneratorExit):
+        except GeneratorExit:
             raise
         except BaseException as error:
             if self._is_stopping():

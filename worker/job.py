@@ -1,9 +1,9 @@
 """Job: what is asked. A frozen model with a stable name; it crosses services and languages as JSON."""
 
 import re
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Secret, SecretBytes, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import from_json
 
@@ -59,7 +59,7 @@ class Job(BaseModel):
         if taken:
             raise ValueError(f"{cls.__name__} has a field {taken[0]}, which is the job's own; call it something else.")
         for name, field in cls.model_fields.items():
-            if field.exclude:
+            if field.exclude or field.exclude_if:
                 raise ValueError(f"{cls.__name__} excludes its field {name}, which no worker would get; leave it out.")
             written = field.serialization_alias or name
             if written not in _read_as(name, field, cls.model_config):
@@ -89,7 +89,7 @@ class Job(BaseModel):
                 raise ValueError(
                     f"The payload of {self.job_name} has NaN or infinity, which JSON can't carry; send None, or a text."
                 ) from None
-        if MASK in payload and not self._comes_back(payload):  # it may stand in a text
+        if MASK in payload and _holds_secret(self) and not self._comes_back(payload):  # it may stand in a text
             raise ValueError(
                 f"The payload of {self.job_name} has a secret, which pydantic writes as asterisks; "
                 "send the key of the place where it is kept."
@@ -123,10 +123,23 @@ class Job(BaseModel):
         raise InvalidPayload(f"The payload does not fit {cls.job_name}: {faults}.")
 
 
+def _holds_secret(value: object) -> bool:
+    if isinstance(value, BaseModel):
+        value = vars(value)
+    if isinstance(value, dict):
+        value = list(cast("dict[object, object]", value).values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_holds_secret, cast("list[object]", value)))
+    return isinstance(value, Secret | SecretStr | SecretBytes)
+
+
 def _read_as(name: str, field: FieldInfo, config: ConfigDict) -> set[str]:
     """The keys of a payload that a field is read from."""
     alias = field.validation_alias
-    choices = alias.choices if isinstance(alias, AliasChoices) else [name if alias is None else alias]
-    names = {each for each in choices if isinstance(each, str)}
-    by_name = config.get("populate_by_name") or config.get("validate_by_name")
-    return names | {name} if by_name else names
+    by_name = alias is None or config.get("populate_by_name") or config.get("validate_by_name")
+    names = {name} if by_name else set[str]()
+    if alias is None or config.get("validate_by_alias") is False:
+        return names
+    choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
+    paths = [each.path if isinstance(each, AliasPath) else [each] for each in choices]
+    return names | {str(path[0]) for path in paths if len(path) == 1}

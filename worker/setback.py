@@ -44,7 +44,17 @@ values (:id, :ms, :attempt, :error, :traceback, :worker)
 # What can't be read doesn't say its enqueue time, so its outbox row is known by its bytes.
 _TAKE_UNREADABLE = text("delete from worker.outbox where id = :id and message = :message")
 _SEEN = text("select attempt, chunks from worker.run where id = :id and enqueued_ms = :ms for update")
-_LOOK = text("select status, result, error from worker.run where id = :id and enqueued_ms = :ms")
+# Nothing of a final run waits any more, nor what came after it and is its duplicate.
+_LOOK = text("""
+with seen as (
+    select status, result, error, finished_at from worker.run where id = :id and enqueued_ms = :ms
+), taken as (
+    delete from worker.outbox where id = :id and exists (select from seen where finished_at is not null) and (
+        enqueued_ms = :ms and (sent_epoch is not null or not coalesces) or :unreadable and message = :message
+    )
+)
+select status, result, error from seen
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +138,8 @@ class Setbacks:
                 move, outcome = decide(seen.failures)
                 if await self._move(connection, run, move, seen, message):
                     return outcome
-                row = (await connection.execute(_LOOK, run.key)).one_or_none()
-                if row is not None and row.status in ledger.FINAL:
-                    await _take_rows(connection, run, message)
+                asked = {**run.key, "unreadable": run.name == UNREADABLE_NAME, "message": message}
+                row = (await connection.execute(_LOOK, asked)).one_or_none()
         except (DBAPIError, DatabaseAway) as error:
             if not is_expected(error):
                 raise
@@ -162,14 +171,9 @@ class Setbacks:
             note = {"attempt": attempt, "error": error, "traceback": trace, "worker": self._worker}
             await connection.execute(_NOTE_FAILURE, {**run.key, **note})
         if move.is_final:
-            await _take_rows(connection, run, message)
+            await ledger.take_row(connection, run)
+            if run.name == UNREADABLE_NAME:
+                await connection.execute(_TAKE_UNREADABLE, {"id": run.job_id, "message": message})
         elif not run.from_outbox:
             await ledger.adopt(connection, run, message)
         return True
-
-
-async def _take_rows(connection: AsyncConnection, run: ledger.Identity, message: bytes) -> None:
-    """Nothing of a final run waits any more, nor what came after it and is its duplicate."""
-    await ledger.take_row(connection, run)
-    if run.name == UNREADABLE_NAME:
-        await connection.execute(_TAKE_UNREADABLE, {"id": run.job_id, "message": message})

@@ -29,14 +29,23 @@ _LEAVES = re.compile(
     re.DOTALL,
 )
 _MAKES_TEMPORARY = re.compile(
-    r"create\b.*\bpg_temp\"?\s*\.|(select|with)\b.*\binto\s+((global|local)\s+)?temp(orary)?\s", re.DOTALL
+    r"create\s+(or\s+replace\s+)?(\w+\s+){1,2}(if\s+not\s+exists\s+)?\"?pg_temp\"?\s*\.(?!.*\bon\s+commit\s+drop\b)"
+    r"|(select|with)\b.*(?<!insert\s)(?<!merge\s)\binto\s+((global|local)\s+)?temp(orary)?\s",
+    re.DOTALL,
 )
 _LOCKS = re.compile(r"\bpg_(try_)?advisory_lock")
 _SET_CONFIG = r"\bset_config\"?\s*\("
-# All but the last, with two levels of calls among them.
-_ARGUMENTS = r"(?:[^()]|\((?:[^()]|\([^()]*\))*\))*,\s*"
+
+
+def _nested(levels: int) -> str:
+    """A character, or parentheses with others among them."""
+    return rf"(?:[^()]|\({_nested(levels - 1)}*\))" if levels else r"[^()]"
+
+
+_ARGUMENTS = _nested(4) + r"*,\s*"
+"""All but the last."""
 _SETTINGS = re.compile(_SET_CONFIG)
-_SETS_FOR_NOW = re.compile(_SET_CONFIG + _ARGUMENTS + r"('t(rue)?'|'on'|true)\s*\)")
+_SETS_FOR_NOW = re.compile(_SET_CONFIG + _ARGUMENTS + r"('t(rue)?'|'on'|true)(::bool(ean)?)?\s*\)")
 _SETS_AS_TOLD = re.compile(_SET_CONFIG + _ARGUMENTS + r"\$\d+(::\w+)?\s*\)")
 
 _BLANK = re.compile(r"(?:\s|;|--[^\n]*(?:\n|\Z))*+")

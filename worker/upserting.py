@@ -89,8 +89,9 @@ def _statement(
 
 
 def _refuse_defaults(table: Table, given: Sequence[Column[Any]]) -> None:
+    chosen = set(given)  # a list would ask the columns' own `==`
     for each in table.columns:
-        if each not in given and each.default is not None and each.default.is_callable:
+        if each.default is not None and each.default.is_callable and each not in chosen:
             raise ValueError(
                 f"The column {each.name} of {table.name} has a default that Python makes, once for all rows of an "
                 "upsert; give its values, or let the server make them (server_default)."

@@ -6,7 +6,21 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import CHAR, NCHAR, BigInteger, Column, Enum, MetaData, String, Table, Text, func, select, text
+from sqlalchemy import (
+    CHAR,
+    NCHAR,
+    BigInteger,
+    Column,
+    Enum,
+    MetaData,
+    Sequence,
+    String,
+    Table,
+    Text,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import BIT
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -160,6 +174,15 @@ async def test_rows_of_the_wrong_length_are_refused(engine: AsyncEngine, row: tu
             await session.execute(CreateTable(TOUCHED))
             with pytest.raises(ValueError, match=r"another number of values than there are columns \(2\)"):
                 await write(session, TOUCHED, columns, rows)
+
+
+async def test_the_same_table_may_stand_in_another_metadata_and_have_a_serial_key(engine: AsyncEngine) -> None:
+    serial = Table("serial", MetaData(), Column("id", BigInteger, Sequence("s", optional=True), primary_key=True))
+    serial.append_column(Column("v", Text))
+    other = serial.to_metadata(MetaData())
+    async with AsyncSession(engine) as session:
+        await session.execute(CreateTable(serial))
+        assert await copy_rows(session, serial, [other.c.v], [("a",)]) == 1
 
 
 async def test_a_column_of_another_table_is_refused_though_it_has_the_same_name(engine: AsyncEngine) -> None:

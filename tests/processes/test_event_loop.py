@@ -40,6 +40,25 @@ def test_the_exit_of_a_task_is_its_awaiters_and_all_others_go_on(factory: Factor
 
 
 @LOOPS
+def test_a_task_that_interrupts_is_its_awaiters_affair_too(factory: Factory | None) -> None:
+    told: list[str] = []
+
+    async def interrupts() -> None:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, told.append, "signal")
+        try:
+            await asyncio.gather(interrupts(), asyncio.sleep(0))
+        except KeyboardInterrupt:
+            told.append("interrupt")
+        await asyncio.sleep(0)
+
+    run(main(), factory)
+    assert told == ["interrupt"]
+
+
+@LOOPS
 def test_the_exit_of_the_process_itself_ends_it(factory: Factory | None) -> None:
     with pytest.raises(SystemExit) as ended:
         run(exits(), factory)
@@ -57,6 +76,10 @@ def test_ctrl_c_before_anybody_handles_it_ends_the_loop_in_order(factory: Factor
         finally:
             told.append("in order")
 
-    with pytest.raises(asyncio.CancelledError):
-        run(main(), factory)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a process of its own
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            run(main(), factory)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert told == ["in order"]

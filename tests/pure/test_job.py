@@ -117,10 +117,19 @@ def test_a_text_of_asterisks_and_a_secret_that_writes_itself_may_be_sent() -> No
     assert Mask.from_payload(job.to_payload()) == job
 
 
+def test_a_text_of_asterisks_is_no_secret_though_a_list_comes_back_for_a_tuple() -> None:
+    class Stars(Job, name="stars"):
+        shown: str
+        more: Any
+
+    assert b"[1,2]" in Stars(shown="*" * 10, more=(1, 2)).to_payload()
+
+
 @pytest.mark.parametrize(
     ("field", "sentence"),
     [
         (Field(0, exclude=True), "excludes its field n, which no worker would get"),
+        (Field(0, exclude_if=bool), "excludes its field n, which no worker would get"),
         (Field(0, serialization_alias="m"), "writes its field n as 'm' and doesn't read that"),
         (Field(0, validation_alias="m"), "writes its field n as 'n' and doesn't read that"),
         (Field(0, validation_alias=AliasChoices("k", "m"), serialization_alias="n"), "writes its field n as 'n'"),
@@ -132,7 +141,12 @@ def test_a_field_that_no_worker_would_get_is_refused(field: Any, sentence: str) 
 
 
 @pytest.mark.parametrize(
-    "field", [Field(0, alias="m"), Field(0, validation_alias=AliasChoices("n", AliasPath("m", 0)))]
+    "field",
+    [
+        Field(0, alias="m"),
+        Field(0, validation_alias=AliasChoices("n", AliasPath("m", 0))),
+        Field(0, validation_alias=AliasPath("n")),
+    ],
 )
 def test_a_field_may_have_an_alias_that_is_read_again(field: Any) -> None:
     job = create_model("Aliased", __base__=Job, __cls_kwargs__={"name": "aliased"}, n=(int, field))

@@ -202,7 +202,14 @@ class OddSnooze(Snooze):
     until: str
 
 
-ODD = (OddError("odd"), GeneratorExit(), OddSnooze("later"))
+class FarSnooze(Snooze):
+    """Says of itself what Snooze refuses."""
+
+    def __init__(self) -> None:
+        self.delay = timedelta.max
+
+
+ODD = (OddError("odd"), GeneratorExit(), KeyboardInterrupt(), OddSnooze("later"), FarSnooze())
 
 
 @pytest.mark.parametrize("error", ODD, ids=lambda error: type(error).__name__)
@@ -222,10 +229,16 @@ class SoldOut(Cancel):
     sku: str
 
 
+@dataclass
+class Coded(Cancel):
+    reason: int  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
 @pytest.mark.parametrize(
     ("cancel", "reason"),
     [
         (SoldOut("a-1"), "cancelled by its handler"),
+        (Coded(404), "404"),
         (Cancel(LookupError("gone")), "gone"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ],
 )
