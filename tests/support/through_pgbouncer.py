@@ -57,6 +57,7 @@ DIFFERS = {
     "test_a_begin_that_nothing_followed_holds_nothing_else_back": "BEGIN is never held back",
     "test_a_role_without_pg_monitor_is_told_less_and_nothing_fails": "PgBouncer takes no role at the start",
     "test_a_setting_of_the_session_is_not_handed_on_to_the_next_job": "PgBouncer lends the server on with it",
+    "test_a_temporary_table_is_not_handed_on_however_it_was_made": "PgBouncer lends the server on with it",
     "test_a_setting_of_the_transaction_costs_no_connection": "PgBouncer lends whichever server is free",
     "test_postgresql_that_refuses_us_is_told_without_the_password": "PgBouncer has one SQLSTATE for all it refuses",
 }
