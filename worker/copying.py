@@ -46,9 +46,8 @@ async def copy_rows(
 
 
 def _refuse_defaults(table: Table, given: Sequence[Column[Any]]) -> None:
-    chosen = set(given)  # a list would ask the columns' own `==`
-    for each in table.columns:
-        if _is_made_by_sqlalchemy(each) and each not in chosen:
+    for each in left_out(table, given):
+        if _is_made_by_sqlalchemy(each):
             raise ValueError(
                 f"The column {each.name} of {table.name} has a default of SQLAlchemy's, which PostgreSQL doesn't know; "
                 "give its values, or let the server make them (server_default)."
@@ -113,6 +112,12 @@ def columns_of(table: Table, columns: Sequence[TargetColumn]) -> list[Column[Any
 def _name_of_table(column: Column[Any]) -> str | None:
     """None of a column that says of none. The same table may stand in another MetaData."""
     return getattr(column.table, "fullname", None)
+
+
+def left_out(table: Table, given: Sequence[Column[Any]]) -> list[Column[Any]]:
+    """The table's columns that aren't `given`."""
+    chosen = set(given)  # `in` a list would ask the columns' own `==`
+    return [column for column in table.columns if column not in chosen]
 
 
 def adapted(rows: Iterable[Values], columns: Sequence[Column[Any]], dialect: Dialect) -> Iterable[Values]:

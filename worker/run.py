@@ -138,7 +138,7 @@ from locked
 """
 
 # A row that coalesces may share its identity with a younger one that waits unsent: only the sent one is this job's.
-_TAKE_ROW = (
+TAKE_ROW = (
     "delete from worker.outbox where id = :id and enqueued_ms = :ms and (sent_epoch is not null or not coalesces)"
 )
 
@@ -157,7 +157,7 @@ select count(*) from marked
 
 # once=False: there is no run, unless the job failed or was snoozed before.
 _CLOSE_UNKEPT = text(f"""
-with taken as ({_TAKE_ROW})
+with taken as ({TAKE_ROW})
 update worker.run set status = 'completed', next_at = null, error = null, finished_at = clock_timestamp()
 where id = :id and enqueued_ms = :ms and finished_at is null
 """)
@@ -229,7 +229,7 @@ async def close_unkept(connection: AsyncConnection, run: Identity) -> None:
 
 async def take_row(connection: AsyncConnection, run: Identity) -> None:
     """Take away the outbox row of a job that is final."""
-    await connection.execute(text(_TAKE_ROW), run.key)
+    await connection.execute(text(TAKE_ROW), run.key)
 
 
 async def adopt(connection: AsyncConnection, run: Identity, message: bytes) -> None:

@@ -22,9 +22,9 @@ from worker.wire import ABORTED, UNREADABLE_NAME
 MAX_TRACEBACK = 20_000
 """Characters; the innermost frames stand at the end and are kept."""
 
-# (make_interval: the days of an interval are the session's, which have 23 or 25 hours now and then.)
 # Compare-and-set: a run that is final, or whose attempt somebody else counted, or that somebody else carried on by a
 # chunk, stays as it is. A job from the outbox is written only while its row stands.
+# (make_interval: the days of an interval are the session's, which have 23 or 25 hours now and then.)
 _MOVE = text("""
 insert into worker.run
     (id, enqueued_ms, name, queue, status, from_outbox, attempt, next_at, error, message, finished_at)
@@ -42,19 +42,19 @@ insert into worker.attempt (id, enqueued_ms, attempt, error, traceback, worker)
 values (:id, :ms, :attempt, :error, :traceback, :worker)
 """)
 # What can't be read doesn't say its enqueue time, so its outbox row is known by its bytes.
-_TAKE_UNREADABLE = text("delete from worker.outbox where id = :id and message = :message")
+_TAKE_UNREADABLE = "delete from worker.outbox where id = :id and message = :message"
 _SEEN = text("select attempt, chunks from worker.run where id = :id and enqueued_ms = :ms for update")
 # Nothing of a final run waits any more, nor what came after it and is its duplicate.
-_LOOK = text("""
+_LOOK = text(f"""
 with seen as (
     select status, result, error, finished_at from worker.run where id = :id and enqueued_ms = :ms
 ), taken as (
-    delete from worker.outbox where id = :id and exists (select from seen where finished_at is not null) and (
-        enqueued_ms = :ms and (sent_epoch is not null or not coalesces) or :unreadable and message = :message
-    )
+    {ledger.TAKE_ROW} and exists (select from seen where finished_at is not null)
+), taken_unreadable as (
+    {_TAKE_UNREADABLE} and :unreadable and exists (select from seen where finished_at is not null)
 )
 select status, result, error from seen
-""")
+""")  # noqa: S608 - put together from the constants above
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ class Setbacks:
         if move.is_final:
             await ledger.take_row(connection, run)
             if run.name == UNREADABLE_NAME:
-                await connection.execute(_TAKE_UNREADABLE, {"id": run.job_id, "message": message})
+                await connection.execute(text(_TAKE_UNREADABLE), {"id": run.job_id, "message": message})
         elif not run.from_outbox:
             await ledger.adopt(connection, run, message)
         return True

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.visitors import replacement_traverse
 
-from worker.copying import Target, TargetColumn, Values, columns_of, table_of
+from worker.copying import Target, TargetColumn, Values, columns_of, left_out, table_of
 from worker.staging import POSITION, stage
 
 NO_LOCKER = literal_column("xmax = 0", Boolean)
@@ -89,9 +89,8 @@ def _statement(
 
 
 def _refuse_defaults(table: Table, given: Sequence[Column[Any]]) -> None:
-    chosen = set(given)  # a list would ask the columns' own `==`
-    for each in table.columns:
-        if each.default is not None and each.default.is_callable and each not in chosen:
+    for each in left_out(table, given):
+        if each.default is not None and each.default.is_callable:
             raise ValueError(
                 f"The column {each.name} of {table.name} has a default that Python makes, once for all rows of an "
                 "upsert; give its values, or let the server make them (server_default)."
