@@ -66,6 +66,19 @@ def test_postgres_loses_no_commit_in_a_crash() -> None:
         assert server.psql("SELECT n FROM kept") == "7"
 
 
+def test_what_neednt_survive_the_machine_stays_in_memory_where_there_is_room(
+    postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = server.memory()
+    assert Path(postgres.psql("SHOW data_directory")).is_relative_to(place or tempfile.gettempdir())
+    monkeypatch.setattr(server, "MEMORY", tmp_path)
+    assert server.memory() == tmp_path
+    monkeypatch.setattr(server, "ROOM", 1 << 60)
+    assert server.memory() is None
+    monkeypatch.setattr(server, "MEMORY", tmp_path / "nowhere")
+    assert server.memory() is None
+
+
 def test_servers_keep_what_is_in_a_data_dir_and_delete_the_rest(open_dir: Path) -> None:
     with EmbeddedPostgres(open_dir / "postgres") as postgres, EmbeddedValkey(open_dir / "valkey") as valkey:
         postgres.psql("CREATE TABLE kept AS SELECT 7 AS n")

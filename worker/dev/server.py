@@ -1,9 +1,10 @@
-"""One embedded server: a child of this process with a directory of its own below the system's temporary directory.
+"""One embedded server: a child of this process with a temporary directory of its own.
 
 A small shell keeps watch over it: when this process ends, however it ends, the server is stopped and the directory
 removed.
 """
 
+import os
 import random
 import shutil
 import signal
@@ -23,6 +24,9 @@ from worker.dev.user import group_of
 START_TIMEOUT = 30.0  # s
 STOP_TIMEOUT = 10.0  # s
 
+MEMORY = Path("/dev/shm")  # noqa: S108 - Linux keeps the files in it in memory; what is made there has a name of its own
+ROOM = 2 << 30  # bytes that must be free there: servers, their databases and their logs
+
 # Reads until this process is gone, then stops the server ($2) by a signal ($1) and removes its directory ($3).
 WATCH = """
 read -r _
@@ -40,13 +44,14 @@ class EmbeddedServerError(Exception):
 class Server:
     """One server process, its temporary directory and its watch."""
 
-    def __init__(self, name: str, stop_signal: signal.Signals) -> None:
+    def __init__(self, name: str, stop_signal: signal.Signals, within: Path | None = None) -> None:
+        """`within`: where its directory is made; None: where the system has temporary ones."""
         self._name = name
         self._stop_signal = stop_signal
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: subprocess.Popen[bytes] | None = None
         # Short, since the path of a unix socket in it may have at most 103 bytes.
-        self.directory = Path(tempfile.mkdtemp(prefix=f"ratchet-{name.lower()}-"))
+        self.directory = Path(tempfile.mkdtemp(prefix=f"ratchet-{name.lower()}-", dir=within))
         self.directory.chmod(0o755)
         self.log_path = self.directory / "log"
 
@@ -162,6 +167,16 @@ def package_dir(name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedServerError(f"The embedded servers need the package {name}; install ratchet[embedded].")
     return Path(spec.submodule_search_locations[0])
+
+
+def memory() -> Path | None:
+    """Where files stay in memory. None: nowhere, or it is too full, or no programs may run from there."""
+    try:
+        place = os.statvfs(MEMORY)
+    except OSError:
+        return None
+    has_room = place.f_bavail * place.f_frsize >= ROOM
+    return MEMORY if has_room and os.access(MEMORY, os.W_OK) and not place.f_flag & os.ST_NOEXEC else None
 
 
 def free_port() -> int:
