@@ -191,6 +191,35 @@ async def test_replay_all_takes_every_dead_job_that_nothing_newer_replaces(engin
     assert await replay_all(engine) == []
 
 
+async def test_a_dead_job_that_a_newer_one_of_its_key_replaced_is_replayed_where_it_is_named(
+    engine: AsyncEngine, database_url: str
+) -> None:
+    job_id = await add(engine, Count(to=20, stop=10), key="all")
+    await work(engine)
+    await add(engine, Count(to=30), key="all")
+    await work(engine)
+    await let_pass(engine, database_url)
+    assert await replay(engine, job_id) == Done(job_id, "tests.count")
+    assert await work(engine) == [Completed({"counted": 20})]
+    runs = await rows(engine, "select status, done from worker.run order by enqueued_ms")
+    assert [tuple(run) for run in runs] == [("completed", 20), ("completed", 30)]
+    with pytest.raises(WrongStatusError, match="is completed; only a dead one"):
+        await replay(engine, job_id)
+
+
+async def test_every_dead_job_of_an_id_can_be_discarded(engine: AsyncEngine) -> None:
+    job_id = await add(engine, Fail(), key="it")
+    await work(engine)
+    assert await add(engine, Fail(), key="it") == job_id
+    await work(engine)
+    await add(engine, Fail(), key="it")
+    for _ in range(2):
+        await discard(engine, job_id)
+    assert await status(engine, job_id) == ["discarded", "discarded"]
+    with pytest.raises(WrongStatusError, match="is waiting; only a dead one"):
+        await discard(engine, job_id)
+
+
 async def test_what_isnt_dead_cant_be_replayed_or_discarded(engine: AsyncEngine) -> None:
     greeted, later = await add(engine, Greet(name="Ada")), await add(engine, Later())
     await work(engine)

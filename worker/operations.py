@@ -1,6 +1,7 @@
 """What people do to dead jobs: replay or discard them. Each is one transaction; cancel has a module of its own.
 
-An id may stand for several jobs, one after another; its newest is meant.
+An id may stand for several jobs, one after another. Where it is named, the newest dead one is meant, whatever came
+after it. All dead jobs are those that nothing newer of their id replaces, for their payloads may be out of date.
 """
 
 from collections.abc import Sequence
@@ -52,10 +53,13 @@ class Done:
     name: str
 
 
-# What hasn't begun is newer than any run, so a run is the newest only where nothing of its id waits.
 _DEAD = """
-select id, enqueued_ms, name, queue, message from worker.run as r
-where status = 'dead' and parent_id is null and not exists (
+select id, enqueued_ms, name, queue, message from worker.run as r where status = 'dead' and parent_id is null
+"""
+_DEAD_OF_ID = text(f"{_DEAD} and id = :id order by created_at desc, enqueued_ms desc limit 1 for update")
+# What hasn't begun is newer than any run, so a run is the newest only where nothing of its id waits.
+_NOT_REPLACED = """
+not exists (
     select from worker.run as later
     where later.id = r.id and (later.created_at, later.enqueued_ms) > (r.created_at, r.enqueued_ms)
 ) and not exists (
@@ -66,11 +70,11 @@ where status = 'dead' and parent_id is null and not exists (
 _IS_WANTED = """
 (cast(:name as text) is null or name = :name) and (cast(:error as text) is null or strpos(error, :error) > 0)
 """
-_DEAD_OF_ID = text(f"{_DEAD} and id = :id for update")
 _DEAD_BATCH = text(f"""
-{_DEAD} and {_IS_WANTED} and finished_at <= :until order by finished_at limit :batch for update skip locked
+{_DEAD} and {_NOT_REPLACED} and {_IS_WANTED} and finished_at <= :until
+order by finished_at limit :batch for update skip locked
 """)
-_COUNT_DEAD = text(f"select count(*) from ({_DEAD} and {_IS_WANTED}) as dead")  # noqa: S608 - put together from constants
+_COUNT_DEAD = text(f"select count(*) from ({_DEAD} and {_NOT_REPLACED} and {_IS_WANTED}) as dead")  # noqa: S608 - put together from constants
 _NOW = text("select clock_timestamp()")
 
 # The outbox row comes back under the same identity, and isn't coalesced with others of its id.
@@ -120,14 +124,14 @@ async def replay(engine: AsyncEngine, job_id: str) -> Done:
 
 
 async def count_dead(engine: AsyncEngine, wanted: Wanted) -> int:
-    """How many jobs are dead that are meant."""
+    """How many jobs `replay_all` would take."""
     async with engine.connect() as connection:
         count: int = (await connection.execute(_COUNT_DEAD, wanted.values)).scalar_one()
     return count
 
 
 async def replay_all(engine: AsyncEngine, wanted: Wanted = Wanted(), rate: Rate | None = None) -> list[Done]:
-    """Replay every job that is dead now and meant, oldest first, a batch a transaction.
+    """Replay every job that is dead now, meant, and not replaced by a newer one, oldest first, a batch a transaction.
 
     With a `rate` the first is due now, and each other a moment after the one before. What somebody else holds is left.
     """

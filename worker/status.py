@@ -97,7 +97,9 @@ select queue, count(*) as rows,
     extract(epoch from clock_timestamp() - min(due_at) filter (where due_at <= clock_timestamp()))::float as oldest_s
 from worker.outbox where sent_epoch is null group by queue
 """)
-_DEAD = text("select queue, count(*) as runs from worker.run where status = 'dead' group by queue")
+_DEAD = text(
+    "select queue, count(*) as runs from worker.run where status = 'dead' and parent_id is null group by queue"
+)
 _OLDEST = text("""
 select queue, name, count(*) as rows from (select queue, name from worker.outbox order by seq limit :limit) as o
 group by queue, name

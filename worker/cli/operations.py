@@ -45,7 +45,10 @@ def replay(
     A replayed job keeps its id and its original payload, has all its attempts again, and a chunked one goes on from its
     last committed chunk. Where several are given and one can't be replayed, the others are.
 
-    --name and --error may stand together. With --rate the command is done at once: each job is given its own due time.
+    A dead job that a newer one of its key has followed runs again only where its id is given: its payload may be out of
+    date. --name and --error may stand together.
+
+    With --rate the command is done at once: each job is given its own due time.
     """
     is_bulk = all_ or name is not None or error is not None
     if bool(job_ids) == is_bulk or (all_ and (name, error) != (None, None)):
@@ -103,7 +106,10 @@ def cancel(job_id: Id) -> None:
 
 
 def discard(job_id: Id) -> None:
-    """Put a dead job aside for good. It stays visible until it is pruned, and can't be replayed."""
+    """Put a dead job aside for good. It stays visible until it is pruned, and can't be replayed.
+
+    Of several dead jobs of an id it is the newest.
+    """
     done = asyncio.run(_discard(load_settings(), job_id))
     typer.echo(f"{_told(job_id, done.name)} is discarded.")
 
