@@ -1,7 +1,7 @@
 """Switches off what the promise stands on, one at a time, in a copy of the tree, and shows which test turns red.
 
-`python -m tests.mutations [WORD…]`: those whose names hold a word; else all. Exits with 1 where a mutation stays green
-or can't be made any more.
+`python -m tests.mutations [WORD…]`: those whose names hold a word; else all. Exits with 1 where a mutation stays green,
+breaks more than what it is about, or can't be made any more.
 """
 
 import re
@@ -54,16 +54,20 @@ def main(words: Sequence[str]) -> int:
 
 
 def _red(tree: Path, mutation: Mutation) -> str:
-    """The first test that turned red; empty: none did."""
+    """The first test that turned red; empty: none did. Raises CannotMutateError where `stays` turned red, too."""
     file = tree / mutation.file
     source = file.read_text()
     file.write_text(mutated(mutation, source))
     # From the copy's folder, whose packages come before the installed ones: `pythonpath` in pyproject.toml.
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n0", *mutation.tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0"]
+    command += [*mutation.tests, mutation.stays]
     try:
         done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     finally:
         file.write_text(source)
+    red = RED.findall(done.stdout)
+    if mutation.stays in red:
+        raise CannotMutateError(f"The mutation {mutation.name!r} breaks all; {mutation.stays} must stay green.")
     found = RED.search(done.stdout)
     if done.returncode not in {0, 1} or (done.returncode == 1) != bool(found):
         raise CannotMutateError(

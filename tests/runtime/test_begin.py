@@ -67,6 +67,20 @@ async def test_two_workers_with_the_same_delivery_at_once_have_one_effect(bench:
     assert await bench.effects() == ["a"]
 
 
+async def test_two_workers_with_a_run_that_is_there_have_one_effect(bench: Bench, other: Bench) -> None:
+    """Of a new run the unique key alone lets one in; of one that has failed before it is the row's lock."""
+
+    async def failing(job: Note, session: AsyncSession) -> None:
+        raise ValueError
+
+    delivery = await bench.enqueued(Note(text="a"))
+    await bench.run(Handler(Note, failing, retry=RetryPolicy(base=timedelta(0))), delivery)
+    outcomes = await asyncio.gather(*(side.run(NOTING, delivery) for side in (bench, other) * 3))
+    assert await bench.effects() == ["a"]
+    assert outcomes.count(Completed({"noted": "a"})) == 1
+    assert outcomes.count(Duplicate({"noted": "a"})) == 5
+
+
 @pytest.mark.parametrize("status", ["dead", "cancelled", "discarded"])
 async def test_a_run_that_ended_otherwise_is_a_duplicate_too_and_tells_its_error(bench: Bench, status: str) -> None:
     delivery = await bench.enqueued(Note())
