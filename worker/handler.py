@@ -44,7 +44,9 @@ class Policy:
     """Of one attempt (of one chunk, where the job is chunked). A timeout is a failure like any other."""
     isolation: Isolation = "READ COMMITTED"
     statement_timeout: timedelta | None = None
+    """Of each statement. None: what the role, the database or the server has been set to."""
     lock_timeout: timedelta | None = None
+    """Of each wait for a lock. None: as long as `timeout`."""
     max_concurrent: int | None = None
     """Jobs of this name that run at once, over all workers."""
     rate: Rate | None = None

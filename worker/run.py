@@ -93,18 +93,21 @@ class NotDue:
 
 
 class Limits(NamedTuple):
-    """What PostgreSQL holds the attempt's transaction to. None: no limit."""
+    """What PostgreSQL holds the attempt's transaction to."""
 
     statement: timedelta | None
+    """None: what the role, the database or the server has been set to."""
     lock: timedelta | None
-    transaction: timedelta | None
+    """None: no limit. (What the role was set to has given way to the runtime's own when it connected.)"""
+    transaction: timedelta
 
 
 # transaction_timeout came with PostgreSQL 17. Before it, an idle transaction of a stopped worker is what must end.
 def set_limits(statement_ms: str, lock_ms: str, transaction_ms: str) -> str:
     """Three columns of a select; the arguments are placeholders."""
     return f"""
-    set_config('statement_timeout', {statement_ms}, true), set_config('lock_timeout', {lock_ms}, true),
+    set_config('statement_timeout', coalesce({statement_ms}, current_setting('statement_timeout')), true),
+    set_config('lock_timeout', {lock_ms}, true),
     set_config(case when current_setting('server_version_num')::int >= 170000 then 'transaction_timeout'
         else 'idle_in_transaction_session_timeout' end, {transaction_ms}, true)
     """
@@ -202,13 +205,17 @@ def limit(connection: Connection, limits: Limits) -> None:
 
 
 @cache
-def milliseconds(limits: Limits) -> Mapping[str, str]:
+def milliseconds(limits: Limits) -> Mapping[str, str | None]:
     """What `set_limits` is given, in its order. There are as many limits as handlers."""
 
-    def ms(limit: timedelta | None) -> str:
-        return str(max(1, int(limit.total_seconds() * 1000))) if limit else "0"
+    def ms(limit: timedelta) -> str:
+        return str(max(1, int(limit.total_seconds() * 1000)))
 
-    return {"statement_ms": ms(limits.statement), "lock_ms": ms(limits.lock), "transaction_ms": ms(limits.transaction)}
+    return {
+        "statement_ms": ms(limits.statement) if limits.statement else None,
+        "lock_ms": ms(limits.lock) if limits.lock else "0",
+        "transaction_ms": ms(limits.transaction),
+    }
 
 
 def is_marked(begun: Begun, result: str) -> bool:

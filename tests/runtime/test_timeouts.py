@@ -268,6 +268,23 @@ async def test_the_handlers_limits_are_set_for_its_transaction_alone(bench: Benc
     assert left == [("0", "0")]
 
 
+async def test_a_statement_timeout_of_the_database_holds_for_handlers_that_have_none(bench: Bench) -> None:
+    async def looking(job: Note, session: AsyncSession) -> str:
+        return await setting(session, "statement_timeout")
+
+    own = Handler(Note, looking, statement_timeout=timedelta(seconds=90))
+    ((database,),) = await bench.all("select current_database()")
+    await bench.all(f"alter database {database} set statement_timeout = '30s'")
+    try:
+        await bench.engine.dispose()  # connections that were there before know nothing of it
+        for once in (True, False):
+            outcome = await bench.run(Handler(Note, looking, once=once), await bench.enqueued(Note()))
+            assert outcome == Completed("30s")
+        assert await bench.run(own, await bench.enqueued(Note())) == Completed("90s")
+    finally:
+        await bench.all(f"alter database {database} reset statement_timeout")  # other tests have it after this one
+
+
 async def test_the_ledgers_own_lock_timeout_is_two_seconds(bench: Bench) -> None:
     ((waits,),) = await bench.all("select current_setting('lock_timeout')")
     assert waits == "2s"
