@@ -12,7 +12,6 @@ from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.availability import Availability
-from worker.database import DatabaseAway, connect
 from worker.epoch import current_epoch
 from worker.faults import LOCK_NOT_AVAILABLE, UNIQUE_VIOLATION, is_expected, is_lost_connection, sqlstate
 from worker.push import Batch, Pusher
@@ -22,7 +21,6 @@ from worker.sweep import Sweep
 CHANNEL = "ratchet_outbox"
 ROUNDS = 20
 """Batches of each lane before a page of the sweep has its turn."""
-LISTEN_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,33 +153,3 @@ class Relay:
 def _is_contention(error: Exception) -> bool:
     """Another relay has the turn, or was the first to send another job of an id. Nothing was marked."""
     return sqlstate(error) in {LOCK_NOT_AVAILABLE, UNIQUE_VIOLATION}
-
-
-async def listen(url: str, wakes: Mapping[str, Callable[[], None]], application: str) -> None:
-    """Call what stands beside a channel when that is notified. Reconnects for ever; ends when cancelled."""
-
-    def on_notify(_connection: object, _pid: int, channel: str, _payload: object) -> None:
-        wakes[channel]()
-
-    log, is_lost = structlog.get_logger("worker.relay"), False
-    while True:
-        try:
-            connection = await connect(url, application)
-            ended = asyncio.Event()
-            try:
-                connection.add_termination_listener(lambda _, ended=ended: ended.set())
-                for channel, wake in wakes.items():
-                    await connection.add_listener(channel, on_notify)
-                    wake()
-                if is_lost:
-                    log.warning("listening_again")
-                is_lost = False
-                await ended.wait()
-            finally:
-                connection.terminate()
-        except Exception as error:  # noqa: BLE001 - away or refusing; the relay's poll is the net
-            if not is_lost:
-                reason = str(error) if isinstance(error, DatabaseAway) else type(error).__name__
-                log.warning("not_listening", reason=reason, hint="jobs wait for the relay's poll meanwhile")
-            is_lost = True
-        await asyncio.sleep(LISTEN_AGAIN_S)

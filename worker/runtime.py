@@ -31,11 +31,12 @@ from worker.heartbeat import BEAT_EVERY_S
 from worker.lag import lag_watched
 from worker.lease import Leases, end_this_process
 from worker.limits import Limits, Paused
+from worker.listen import listen
 from worker.pauses import CHANNEL as PAUSE_CHANNEL
 from worker.pauses import Pauses
 from worker.recycling import recycle_when_due
 from worker.relay import CHANNEL as OUTBOX_CHANNEL
-from worker.relay import Intervals, Relay, listen
+from worker.relay import Intervals, Relay
 from worker.reporting.observer import Observer
 from worker.setback import Setbacks
 from worker.settings import Settings

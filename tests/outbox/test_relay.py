@@ -25,11 +25,12 @@ from worker.database import connect
 from worker.dev import EmbeddedPostgres, EmbeddedValkey
 from worker.driver import SERVER_SETTINGS
 from worker.epoch import current_epoch
+from worker.listen import listen
 from worker.outbox import enqueue, enqueue_many
 from worker.outcome import Completed, Dead, Duplicate, Retrying, Snoozed, Yielded
 from worker.push import Pusher
 from worker.queue import Queue
-from worker.relay import CHANNEL, Intervals, Relay, listen
+from worker.relay import CHANNEL, Intervals, Relay
 from worker.reporting.observer import Observers
 from worker.shield import cancel_all
 from worker.wire import Message, decode, encode
