@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from contextlib import closing
 from dataclasses import dataclass
 from io import BufferedReader
 from itertools import chain
@@ -122,20 +121,6 @@ class Reader:
         place = {"offset": following.offset, "line": following.line, "rows": read, "parted": belongs}
         self.position = unchanged.model_copy(update=place)
         return Rows(rows, self.position, int(read / share))
-
-
-def read_rows(
-    path: Path,
-    header: tuple[str, ...],
-    start: Position | None,
-    size: int,
-    *,
-    together: int | None = None,
-    max_unpacked: int,
-) -> Rows:
-    """One chunk of a file that nobody reads on. Raises as Reader does."""
-    with closing(Reader(path, header, start, together=together, max_unpacked=max_unpacked)) as reader:
-        return reader.read(size)
 
 
 def _belong(last: Row, row: Row, column: int | None) -> bool:

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from jobs.csv_input import Position, read_rows
+from jobs.csv_input import Position
 from jobs.csv_rows import Row
+from tests.support.csv import read_rows
 from worker.errors import Permanent
 from worker.wire import MAX_MESSAGE_BYTES, Message, Unreadable, decode, encode, restamp
 

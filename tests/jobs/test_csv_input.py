@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.csv_closing import Closing
-from jobs.csv_input import Position, read_rows
+from jobs.csv_input import Position
 from jobs.csv_rows import MAX_ROW_LINES, Row
 from jobs.lines import MAX_LINE_BYTES, Lines
+from tests.support.csv import read_rows
 from worker.errors import Permanent
 
 HEADER = ("email", "name")

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
-from jobs.csv_input import Position, read_rows
+from jobs.csv_input import Position
 from jobs.csv_rows import Row
 from jobs.lines import MAX_LINE_BYTES
+from tests.support.csv import read_rows
 from worker.errors import Permanent
 
 HEADER = ("email", "name")
