@@ -7,19 +7,18 @@ from typing import TypeAlias
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker import run_many as ledger
+from worker import stray_commit
 from worker.call import Work, call_many
 from worker.connection import begin, commit, connected
 from worker.deadline import Deadlines
 from worker.driver import Driver
-from worker.errors import SwallowedError, TransactionEnded
+from worker.errors import SwallowedError
 from worker.faults import fate_of, in_ledger
 from worker.guard import GUARD, Guard, GuardedSession
 from worker.lazy_session import LazySession
 from worker.outcome import Completed
 from worker.run import Begun, Ended, NotDue, is_marked
-from worker.shield import to_its_end
 from worker.stored import as_jsonb
-from worker.stray_commit import undo_marks
 
 Share: TypeAlias = tuple[Completed | Ended | NotDue | None, int]
 """What a transaction came to for one of its jobs, and the failures that it saw. None: the run wasn't to be had."""
@@ -50,14 +49,13 @@ class BatchTransactor:
             live = [(place, one) for place, one in enumerate(begun) if isinstance(one, Begun)]
             if live:
                 called, seen = [works[place] for place, _ in live], [one for _, one in live]
-                try:
-                    results = await self._work(connection, driver, called, seen, guard)
-                except BaseException as error:
-                    called_runs = [work.run for work in called]
-                    undoing = undo_marks(self._engine, connection, called_runs, seen[0].transaction, error)
-                    if await to_its_end(undoing):
-                        raise TransactionEnded from error
-                    raise
+                working, called_runs = (
+                    self._work(connection, driver, called, seen, guard),
+                    [work.run for work in called],
+                )
+                results = await stray_commit.noticed(
+                    working, self._engine, connection, called_runs, seen[0].transaction
+                )
                 for (place, one), result in zip(live, results, strict=True):
                     shares[place] = Completed(json.loads(result)), one.failures
             await fate_of(commit(connection))

@@ -1,7 +1,8 @@
 """A commit that a handler made behind everybody's back, found out when its attempt fails."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 import asyncpg
 from sqlalchemy import text
@@ -9,8 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.connection import driver_of
 from worker.driver import Driver
-from worker.errors import JobTimeout
+from worker.errors import JobTimeout, TransactionEnded
 from worker.run import Identity
+from worker.shield import to_its_end
+
+T = TypeVar("T")
 
 _TRANSACTION = "select pg_current_xact_id_if_assigned()::text"
 
@@ -26,13 +30,29 @@ select coalesce(pg_xact_status(cast(cast(:transaction as text) as xid8)) = 'comm
 """)
 
 
-async def undo_marks(
+async def noticed(
+    working: Coroutine[Any, Any, T],
+    engine: AsyncEngine,
+    connection: AsyncConnection,
+    runs: Sequence[Identity],
+    transaction: str,
+) -> T:
+    """What `working` returns or raises; TransactionEnded where it raised after `transaction` had been committed.
+
+    Then half of the work is there for good. The marks that `begin` made are taken back: none of `runs` is done.
+    """
+    try:
+        return await working
+    except BaseException as error:
+        if await to_its_end(_has_committed(engine, connection, runs, transaction, error)):
+            raise TransactionEnded from error
+        raise
+
+
+async def _has_committed(
     engine: AsyncEngine, connection: AsyncConnection, runs: Sequence[Identity], transaction: str, error: BaseException
 ) -> bool:
-    """Whether `transaction`, in which `error` was raised, has been committed. Then none of `runs` is done all the same.
-
-    Half of the work, and the marks that `begin` made, are there for good.
-    """
+    """Takes the marks back, too."""
     if connection.invalidated or not await _has_ended(driver_of(connection), transaction, error):
         return False
     given = {"ids": [run.job_id for run in runs], "mss": [run.enqueued_ms for run in runs], "transaction": transaction}

@@ -11,23 +11,21 @@ import asyncpg
 from pydantic_core import from_json
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker import partitions, progress
+from worker import partitions, progress, stray_commit
 from worker import run as ledger
 from worker.call import Work, call
 from worker.chunk import Step
 from worker.connection import begin, begin_with, commit, connected, driver_of
 from worker.deadline import Deadlines
 from worker.driver import Driver
-from worker.errors import Permanent, SwallowedError, TransactionEnded
+from worker.errors import Permanent, SwallowedError
 from worker.faults import LOCK_NOT_AVAILABLE, fate_of, in_ledger, sqlstate
 from worker.guard import GUARD, Guard, GuardedSession
 from worker.handler import ChunkedHandler
 from worker.lazy_session import LazySession
 from worker.outcome import Completed, Released, Yielded
 from worker.partitions import Split
-from worker.shield import to_its_end
 from worker.stored import as_jsonb
-from worker.stray_commit import undo_marks
 from worker.zombies import Zombies
 
 
@@ -63,13 +61,8 @@ class Transactor:
                     if begun.progress.partitions is not None and await partitions.carry_on(driver, work.run):
                         return Released(partitions.CARRY_ON, partitions.LOOK_AGAIN, clears=True)
             on_begun(begun.seen)
-            try:
-                outcome = await self._work(connection, driver, work, begun, guard)
-            except BaseException as error:
-                undoing = undo_marks(self._engine, connection, [work.run], begun.transaction, error)
-                if await to_its_end(undoing):
-                    raise TransactionEnded from error
-                raise
+            working = self._work(connection, driver, work, begun, guard)
+            outcome = await stray_commit.noticed(working, self._engine, connection, [work.run], begun.transaction)
             await fate_of(commit(connection))
             return outcome
 
