@@ -70,14 +70,19 @@ class Claims:
         if self._clock is None or self._clock.age_s() > MARK_AGAIN_S:
             return 0
         queues = self._limits.open(queues)
-        unseen = [queue for queue in queues if queue not in self._heads]
-        self._looks += 1
-        await self._ask(unseen or [queues[self._looks % len(queues)]] if queues else [])
+        await self._ask(self._next_asked(queues))
         due = [self._heads[queue] for queue in queues]
         if self._reopens_ms is not None:
             due.append(self._reopens_ms)
         first = min(due, default=NEVER)
         return None if first == NEVER else first - self._clock.now_ms()
+
+    def _next_asked(self, queues: Sequence[str]) -> Sequence[str]:
+        unseen = [queue for queue in queues if queue not in self._heads]
+        if unseen or not queues:
+            return unseen
+        self._looks += 1
+        return [queues[self._looks % len(queues)]]
 
     async def _ask(self, queues: Sequence[str]) -> None:
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -120,17 +125,17 @@ class Claims:
         sources = chain.from_iterable(map(repeat, queues, counts))
         return parked, [
             Claim(
-                readable_id(raw_id),
-                raw_id,
-                queue,
-                f"{token}:{score.decode()}",
-                message,
-                due_ms(score),
-                now,
-                failures_of(failures),
-                aborted == 1,
-                limited.decode(),
-                suspect == 1,
+                job_id=readable_id(raw_id),
+                raw_id=raw_id,
+                queue=queue,
+                token=f"{token}:{score.decode()}",
+                message=message,
+                due_ms=due_ms(score),
+                claimed_ms=now,
+                failures=failures_of(failures),
+                aborted=aborted == 1,
+                limited=limited.decode(),
+                is_suspect=suspect == 1,
             )
             for queue, raw_id, score, message, failures, aborted, limited, suspect in zip(
                 sources, *columns, strict=True

@@ -1,6 +1,7 @@
 """Worker: arq's, with leases. Claims due jobs, has each run, settles it in Redis. Knows nothing of sessions."""
 
 import asyncio
+import math
 import os
 import random
 import socket
@@ -182,28 +183,14 @@ class Worker(arq.worker.Worker):
         The other half is claimed while these run: the worker never waits for Redis with nothing to do.
         Unless `in_earnest`, a cheap look comes first, which is all that an idle worker costs.
         """
-        want = min(self._free(), -(-self.max_jobs // 2), self.queue_read_limit)
-        if self.burst and self.max_burst_jobs >= 0:
-            want = min(want, self.max_burst_jobs - self._jobs_started())
+        want = self._wanted()
         if want <= 0 or not self._may_claim():
             self._has_more |= in_earnest  # the word that woke us is used up, and still holds
             return 0
         self._due_in_s = None
-        if not in_earnest:
-            due_ms = await self._engine.claims.look(self._queues)
-            if due_ms is None or due_ms > 0:
-                self._due_in_s = due_ms and due_ms / 1000
-                return 0
-        if self._gathering is not None:
-            self._gathering.cancel()
-            self._gathering = None
-        self._claims_made += 1
-        token, along = f"{self._name}.{self._claims_made}", self._acknowledgements.hand_over
-        asked = time.monotonic()
-        claims = await self._engine.claims.take(self._engine.draw(), want, token, along)
-        self._has_more = self._engine.claims.has_more
-        if not self._engine.claims.are_aborts:
-            self._next_abort = asked + self.poll_delay_s
+        if not in_earnest and not await self._is_something_due():
+            return 0
+        claims = await self._claim(want)
         # A stranger has no permit of its own: that of its id is the running job's.
         strangers = [claim for claim in claims if not self._start(claim)]
         if not self._has_more:
@@ -212,6 +199,33 @@ class Worker(arq.worker.Worker):
             self.wake()
         await self._engine.claims.settle([PutBack(replace(claim, limited=""), BUSY) for claim in strangers])
         return len(claims)
+
+    def _wanted(self) -> int:
+        want = min(self._free(), math.ceil(self.max_jobs / 2), self.queue_read_limit)
+        if self.burst and self.max_burst_jobs >= 0:
+            want = min(want, self.max_burst_jobs - self._jobs_started())
+        return want
+
+    async def _is_something_due(self) -> bool:
+        """The cheap look. Remembers when the next job is due, where none is."""
+        due_ms = await self._engine.claims.look(self._queues)
+        if due_ms is not None and due_ms <= 0:
+            return True
+        self._due_in_s = due_ms and due_ms / 1000
+        return False
+
+    async def _claim(self, want: int) -> list[Claim]:
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        self._claims_made += 1
+        token, along = f"{self._name}.{self._claims_made}", self._acknowledgements.hand_over
+        asked, claimer = time.monotonic(), self._engine.claims
+        claims = await claimer.take(self._engine.draw(), want, token, along)
+        self._has_more = claimer.has_more
+        if not claimer.are_aborts:
+            self._next_abort = asked + self.poll_delay_s
+        return claims
 
     def _may_claim(self) -> bool:
         return not self.is_stopping() and self._engine.may_claim() and self._trouble.may_claim()

@@ -68,17 +68,18 @@ def _arguments(ending: Finish | PutBack) -> tuple[Any, ...]:
 
 
 def _how(ending: Finish | PutBack) -> bytes:
-    claim = ending.claim
-    limited = claim.limited.encode()
+    claim, limited = ending.claim, ending.claim.limited.encode()
     if isinstance(ending, Finish):
         had_message = claim.message is not None
         return b"finish %d %d %d %b %b" % (ending.stays_ms, ending.keep_ms, had_message, limited, ending.result)
+    verb, ms = _when(ending)
     failures = claim.failures if ending.failures is None else ending.failures
-    adopted = ending.adopted or b""
-    if claim.is_suspect and not ending.cleared:
-        delay_ms = math.ceil((ending.delay or timedelta(0)).total_seconds() * 1000)
-        return b"suspect %d %d %d %b %b" % (ending.stays_ms, delay_ms, failures, limited, adopted)
-    if ending.delay is not None:
-        delay_ms = math.ceil(ending.delay.total_seconds() * 1000)
-        return b"later %d %d %d %b %b" % (ending.stays_ms, delay_ms, failures, limited, adopted)
-    return b"now %d %d %d %b %b" % (ending.stays_ms, claim.due_ms, failures, limited, adopted)
+    return b"%b %d %d %d %b %b" % (verb, ending.stays_ms, ms, failures, limited, ending.adopted or b"")
+
+
+def _when(ending: PutBack) -> tuple[bytes, int]:
+    """How a job is offered again: the verb, and milliseconds; of `now` when it was due, else how long it waits."""
+    delay_ms = None if ending.delay is None else math.ceil(ending.delay.total_seconds() * 1000)
+    if ending.claim.is_suspect and not ending.cleared:
+        return b"suspect", delay_ms or 0
+    return (b"now", ending.claim.due_ms) if delay_ms is None else (b"later", delay_ms)

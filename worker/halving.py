@@ -39,8 +39,7 @@ class Halving:
         if len(members) < 2:  # noqa: PLR2004 - one is alone
             await self._each_alone(members)
             return
-        tries_left = 1 + IMMEDIATE_RETRIES
-        while tries_left:
+        for _ in range(1 + IMMEDIATE_RETRIES):
             made = await self._try(members)
             if not isinstance(made, BaseException):
                 await self._each_alone(self._tell(members, made, fate_unknown=fate_unknown))
@@ -52,7 +51,8 @@ class Halving:
                 self.release("no connection is free", BUSY)
                 return
             fate_unknown |= isinstance(made, FateUnknown)
-            tries_left = tries_left - 1 if _is_nobodys_fault(made) else 0
+            if not _is_nobodys_fault(made):
+                break
         middle = len(members) // 2
         for half in members[:middle], members[middle:]:
             await self._carry_out(half, fate_unknown=fate_unknown)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -70,20 +71,11 @@ class Cron:
 
     def newest_tick(self, after: datetime, until: datetime) -> datetime | None:
         """The last time in (after, until] that is punctual or younger than the grace; None if there is none."""
-        missed, span = until - max(after, until - max(self.grace, PUNCTUAL)), timedelta(hours=1)
+        earliest, span = max(after, until - max(self.grace, PUNCTUAL)), timedelta(hours=1)
         # The last hour first, then more: a year of minutes has half a million ticks, and the last of them is enough.
-        while missed > timedelta(0):
-            span = min(span, missed)
-            newest = self._last_of(until - span, until)
-            if newest is not None or span == missed:
+        while True:
+            start = max(earliest, until - span)
+            newest = max(takewhile(lambda tick: tick <= until, self.ticks_after(start)), default=None)
+            if newest is not None or start == earliest:
                 return newest
             span *= 4
-        return None
-
-    def _last_of(self, after: datetime, until: datetime) -> datetime | None:
-        last = None
-        for tick in self.ticks_after(after):
-            if tick > until:
-                break
-            last = tick
-        return last

@@ -134,7 +134,8 @@ class Setbacks:
         """
         try:
             async with self._engine.begin() as connection:
-                seen = seen or await self._look(connection, run)
+                if seen is None:
+                    seen = await self._look(connection, run)
                 move, outcome = decide(seen.failures)
                 if await self._move(connection, run, move, seen, message):
                     return outcome
