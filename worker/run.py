@@ -141,19 +141,17 @@ from locked
 """
 
 # A row that coalesces may share its identity with a younger one that waits unsent: only the sent one is this job's.
-TAKE_ROW = (
-    "delete from worker.outbox where id = :id and enqueued_ms = :ms and (sent_epoch is not null or not coalesces)"
-)
+IS_ITS_OWN = "(sent_epoch is not null or not coalesces)"
+TAKE_ROW = f"delete from worker.outbox where id = :id and enqueued_ms = :ms and {IS_ITS_OWN}"
 
 # A handler that ended its transaction by itself is in another one now, or in none.
-_COMPLETE = """
+_COMPLETE = f"""
 with marked as (
     update worker.run set status = 'completed', result = $4::jsonb, next_at = null, error = null,
         finished_at = clock_timestamp()
     where id = $1::text and enqueued_ms = $2::bigint and pg_current_xact_id()::text = $3::text returning id
 ), taken as (
-    delete from worker.outbox where id = $1 and enqueued_ms = $2 and (sent_epoch is not null or not coalesces)
-        and exists (select from marked)
+    delete from worker.outbox where id = $1 and enqueued_ms = $2 and {IS_ITS_OWN} and exists (select from marked)
 )
 select count(*) from marked
 """

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from worker.driver import Driver
 from worker.errors import TransactionEnded
-from worker.run import FINAL, Begun, Ended, Identity, Limits, NotDue, milliseconds, set_limits
+from worker.run import FINAL, IS_ITS_OWN, Begun, Ended, Identity, Limits, NotDue, milliseconds, set_limits
 
 # The rules are those of run.py's begin. New runs are inserted in the order of their keys, so that two batches can't
 # wait for each other. A run that is there already and that somebody holds is passed over; one that somebody is just
@@ -43,12 +43,12 @@ select id, enqueued_ms, status, attempt, result, error, created_at, next_at - cl
 from locked cross join limits
 """  # noqa: S608 - put together from constants
 
-_TAKE_ROWS = """
+_TAKE_ROWS = f"""
 delete from worker.outbox using unnest($1::text[], $2::text[]::bigint[]) as given (id, enqueued_ms)
-where outbox.id = given.id and outbox.enqueued_ms = given.enqueued_ms and (sent_epoch is not null or not coalesces)
-"""
+where outbox.id = given.id and outbox.enqueued_ms = given.enqueued_ms and {IS_ITS_OWN}
+"""  # noqa: S608 - as above
 
-_COMPLETE = """
+_COMPLETE = f"""
 with given as (
     select * from unnest($1::text[], $2::text[]::bigint[], $4::text[]) as given (id, enqueued_ms, result)
 ), marked as (
@@ -60,10 +60,10 @@ with given as (
 ), taken as (
     delete from worker.outbox using marked
     where outbox.id = marked.id and outbox.enqueued_ms = marked.enqueued_ms
-        and (sent_epoch is not null or not coalesces)
+        and {IS_ITS_OWN}
 )
 select count(*) from marked
-"""
+"""  # noqa: S608 - as above
 
 
 async def begin(driver: Driver, runs: Sequence[Identity], limits: Limits) -> list[Begun | Ended | NotDue | None]:

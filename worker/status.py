@@ -1,4 +1,4 @@
-"""How much waits, where, and who works on it: PostgreSQL and Redis together, each asked for a bounded part."""
+"""How much waits, where, and who works on it: what PostgreSQL counts, and a bounded part of what lies in Redis."""
 
 import re
 from collections import Counter

@@ -41,9 +41,8 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
     """Run `job`'s handler in your own session and return its result; you commit or roll back.
 
     Payload, result and cursor make the round trip through JSON as they do in a worker, so what would not survive it
-    fails here. A chunked job is run chunk after chunk, without
-    partitions, and a batch handler gets a batch of one. Whatever the handler
-    raises is raised.
+    fails here. A chunked job is run chunk after chunk, without partitions, and a batch handler gets a batch of one.
+    Whatever the handler raises is raised.
     """
     if job.job_name not in app.handlers:
         raise UnknownJob(job.job_name)
@@ -105,8 +104,8 @@ async def drain(app: App, engine: AsyncEngine, *, limit: int = 1_000) -> list[tu
 
     They go through the real executor, one after another; those of a batch handler together. What fails or snoozes is
     left for a later call, however short its wait is drawn: a test sees one attempt of it. A job with partitions comes
-    after them. Jobs of one key or `job_id`
-    coalesce first, as the relay would have them.
+    after them. Jobs of one key or `job_id` coalesce first, as the relay would have them.
+
     Raises AssertionError after `limit` deliveries: then jobs enqueue each other for ever.
     """
     passed: list[int] = []
