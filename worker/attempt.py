@@ -43,7 +43,7 @@ class Settled:
     error: BaseException | None = None
     attempt: int = 1
     adopted: bool = False
-    """Whether a direct job has an outbox row now."""
+    """Whether a job that came straight from Redis has an outbox row now."""
 
 
 class Crew:
@@ -73,6 +73,7 @@ class Attempt:
         self._crew = crew
         self._observation = observation
         self._hold = work.delivery.hold
+        self._was_direct = not work.run.from_outbox
 
     async def settle(self) -> Settled:
         """Until there is an outcome."""
@@ -196,8 +197,9 @@ class Attempt:
         return await to_its_end(self._crew.setbacks.record(self._work.run, self._work.message, seen, decision))
 
     def _settled(self, outcome: Outcome, error: BaseException | None = None) -> Settled:
-        waits = self._work.run.from_outbox or isinstance(outcome, WAITING)
-        return Settled(outcome, error, (self._seen.failures if self._seen else 0) + 1, adopted=waits)
+        failures = self._seen.failures if self._seen else 0
+        has_row = self._work.run.from_outbox or isinstance(outcome, WAITING)
+        return Settled(outcome, error, failures + 1, adopted=self._was_direct and has_row)
 
 
 ABORTED = cancelled(Cancelled("aborted"))

@@ -82,8 +82,7 @@ class Executor:
             observation.ended(settled.outcome, settled.error)
         if isinstance(message, Unreadable):
             return Report(settled.outcome, None, settled.attempt, started_ms, _now_ms())
-        newly_adopted = settled.adopted and not message.from_outbox
-        adopted = restamp(raw, enqueued_ms=message.enqueued_ms) if newly_adopted else None
+        adopted = restamp(raw, enqueued_ms=message.enqueued_ms) if settled.adopted else None
         return Report(settled.outcome, message, settled.attempt, started_ms, _now_ms(), adopted)
 
     def _settling(

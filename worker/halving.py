@@ -91,7 +91,7 @@ class Halving:
                     outcome = Completed(done.result) if is_ours else duplicate_of(done)
                 case _:
                     assert_never(done)
-            member.tell(Settled(outcome, None, failures + 1, adopted=member.work.run.from_outbox))
+            member.tell(Settled(outcome, None, failures + 1))
         return left
 
     async def _each_alone(self, members: Sequence[Member]) -> None:
@@ -104,7 +104,7 @@ class Halving:
         """Put back all that wait."""
         for member in self._members:
             if member.is_pending:
-                member.tell(Settled(Released(reason, delay), adopted=member.work.run.from_outbox))
+                member.tell(Settled(Released(reason, delay)))
 
     def fail(self, fault: Exception) -> None:
         """The runtime failed. One delivery tells of it; the others are put back."""
