@@ -63,6 +63,8 @@ class Supervisor:
         self._plan = plan
         self._lifeline = -1
         self._living: dict[subprocess.Popen[bytes], asyncio.Future[int]] = {}
+        self._begun: dict[subprocess.Popen[bytes], float] = {}
+        """By time.monotonic(), when each of the living was started."""
         self._stopping = asyncio.Event()
         self._refusal = 0
         self._log = structlog.get_logger("worker.supervisor")
@@ -100,7 +102,7 @@ class Supervisor:
             if code == 0 and time.monotonic() - started >= BRIEF_S:
                 self._log.info("process_recycled", pid=pid)
                 continue
-            if code in REFUSALS and not is_steady:
+            if code in REFUSALS and not is_steady and not self._is_another_steady():
                 self._log.error("process_refused", pid=pid, code=code - REFUSED, hint="no restart mends that; all end")
                 self._refusal = code - REFUSED
                 self._stop(SIGTERM)
@@ -111,6 +113,10 @@ class Supervisor:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)
                 return 0
+
+    def _is_another_steady(self) -> bool:
+        """Then the settings are right, and whatever refuses one process may let it in later."""
+        return any(time.monotonic() - begun >= STEADY_S for begun in self._begun.values())
 
     async def _live(self) -> tuple[int | None, int]:
         """One process from its start to its end. Returns its pid and return code (a negative one is a signal)."""
@@ -124,13 +130,14 @@ class Supervisor:
             self._log.error("process_not_started", reason=str(error), hint="trying again")
             return None, os.EX_OSERR
         self._log.info("process_started", pid=process.pid)
+        self._begun[process] = time.monotonic()
         self._living[process] = ended = asyncio.get_running_loop().create_future()
         return process.pid, await ended
 
     def _reap(self) -> None:
         for process, ended in list(self._living.items()):
             if process.poll() is not None:
-                del self._living[process]
+                del self._living[process], self._begun[process]
                 ended.set_result(process.returncode)
 
     def _told(self, signum: Signals) -> None:

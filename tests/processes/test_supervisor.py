@@ -57,6 +57,16 @@ async def test_backoff_is_forgotten_by_one_that_lived_long(tmp_path: Path, monke
     assert max(delays) <= 0.1
 
 
+async def test_a_refusal_ends_no_others_that_have_lived_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings are right then, and a server that refuses one (a password is being changed) may have it back."""
+    monkeypatch.setattr(supervisor, "STEADY_S", 1.0)
+    stop = "os.kill(os.getppid(), signal.SIGTERM)"
+    then = f"time.sleep(60 if n == 1 else 2 * (n == 2)); n < 5 or {stop} or time.sleep(60); sys.exit(203)"
+    with capture_logs() as logged:
+        assert await supervise(Plan(counting(tmp_path, then), processes=2, grace_s=1)) == 0
+    assert [line["code"] for line in logged if line["event"] == "process_died"] == [203] * 3
+
+
 async def test_one_that_outlives_its_grace_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "LAST_WORDS_S", 0.1)
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
