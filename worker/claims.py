@@ -124,18 +124,19 @@ class Claims:
         self._passed.update(zip(queues, passed, strict=True))
         sources = chain.from_iterable(map(repeat, queues, counts))
         return parked, [
+            # Positions: by names it takes 0.9 us instead of 0.25.
             Claim(
-                job_id=readable_id(raw_id),
-                raw_id=raw_id,
-                queue=queue,
-                token=f"{token}:{score.decode()}",
-                message=message,
-                due_ms=due_ms(score),
-                claimed_ms=now,
-                failures=failures_of(failures),
-                aborted=aborted == 1,
-                limited=limited.decode(),
-                is_suspect=suspect == 1,
+                readable_id(raw_id),
+                raw_id,
+                queue,
+                f"{token}:{score.decode()}",
+                message,
+                due_ms(score),
+                now,
+                failures_of(failures),
+                aborted == 1,
+                limited.decode(),
+                suspect == 1,
             )
             for queue, raw_id, score, message, failures, aborted, limited, suspect in zip(
                 sources, *columns, strict=True
