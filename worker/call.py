@@ -15,6 +15,7 @@ from worker.chunk import Chunk, Memory, Step
 from worker.deadline import Deadlines
 from worker.delivery import Delivery
 from worker.errors import JobTimeout, Permanent
+from worker.flushing import flush_all
 from worker.guard import Guard
 from worker.handler import AnyHandler, BatchHandler, ChunkedHandler, Handler
 from worker.job import Job
@@ -100,8 +101,7 @@ async def _within_timeout(
         with running(tell), deadline:
             with guard:
                 returned = await start()
-            if session.in_transaction() and (session.new or session.dirty or session.deleted):
-                await session.flush()
+            await flush_all(session)
         if not deadline.has_expired:
             return returned
     except asyncio.CancelledError as error:

@@ -68,6 +68,14 @@ def put_on(connection: Connection, guard: Guard) -> None:
         driver.guard = guard
 
 
+def take_off(connection: Connection) -> None:
+    """Let no guard see any more what is asked on a connection."""
+    if not connection.invalidated and (info := connection.connection.record_info) is not None:
+        info.pop(GUARD, None)
+        driver: Any = connection.connection.driver_connection
+        driver.guard = None
+
+
 async def _give_up(connection: AsyncConnection) -> None:
     """Roll back and close. One that the driver has lost, or that SQLAlchemy takes for ended, is thrown away."""
     if not connection.invalidated and (driver_of(connection).is_closed() or not connection.in_transaction()):

@@ -29,6 +29,7 @@ from worker.job import Job
 from worker.models import Outbox, Run
 from worker.outcome import Outcome, Released
 from worker.progress import key_behind
+from worker.rehearsing import held_to_rules
 from worker.reporting.observer import Observers
 from worker.run import CurrentRun, running
 from worker.stored import as_jsonb
@@ -42,7 +43,8 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
 
     Payload, result and cursor make the round trip through JSON as they do in a worker, so what would not survive it
     fails here. A chunked job is run chunk after chunk, without partitions, and a batch handler gets a batch of one.
-    Whatever the handler raises is raised.
+    Whatever the handler raises is raised, and so is what a worker would refuse of it: a commit, a second task in its
+    session, a database error that it swallowed.
     """
     if job.job_name not in app.handlers:
         raise UnknownJob(job.job_name)
@@ -59,11 +61,11 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
     await session.execute(insert(Run).values(**identity, status="waiting", from_outbox=False))
     with running(lambda: (run,) if isinstance(handler, BatchHandler) else run):
         if not isinstance(handler, ChunkedHandler):
-            if isinstance(handler, BatchHandler):
-                [result] = await run_batch(handler, [received], session)
-            else:
-                result = await ask(handler, received, session)
-            await session.flush()
+            async with held_to_rules(session):
+                if isinstance(handler, BatchHandler):
+                    [result] = await run_batch(handler, [received], session)
+                else:
+                    result = await ask(handler, received, session)
             return json.loads(as_jsonb(result, "result"))
         memory = Memory()
         try:
@@ -77,8 +79,8 @@ async def _run_chunks(job: J, handler: ChunkedHandler[J, Any], session: AsyncSes
     cursor: Any = None
     before: JsonValue = None
     while True:
-        step: Step[Any] = await ask(handler, job, session, Chunk(cursor, handler.size, memory=memory))
-        await session.flush()
+        async with held_to_rules(session):
+            step: Step[Any] = await ask(handler, job, session, Chunk(cursor, handler.size, memory=memory))
         counts = json.loads(as_jsonb(step.added_to(counts), "counts"))
         key = key_behind(handler, step, before)
         if step.cursor is None:

@@ -1,11 +1,15 @@
 """Test your job: perform one, see what it enqueued, run it all. No Redis, no worker, no sleep."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated
 
 import pytest
 from pydantic import PlainSerializer
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from jobs.app import app
@@ -16,7 +20,7 @@ from jobs.users.models import EmailTaken, User
 from tests.guide.steps import add_user, commit
 from worker.app import App
 from worker.chunk import Chunk, Step
-from worker.errors import Permanent, UnknownJob
+from worker.errors import Permanent, SessionMisuse, SwallowedError, TransactionEnded, UnknownJob
 from worker.handler import ChunkedHandler, Handler
 from worker.job import Job
 from worker.outbox import enqueue
@@ -101,6 +105,46 @@ async def commits(job: Lossy, session: AsyncSession) -> None:
 async def test_a_handler_that_commits_is_found(session: AsyncSession) -> None:
     with pytest.raises(RuntimeError, match=r"called commit\(\)"):
         await perform(App(handlers=[Handler(Lossy, commits)]), Lossy(when=datetime(2026, 1, 2)), session)  # noqa: DTZ001 - as above
+
+
+async def gathers(job: Lossy, session: AsyncSession) -> None:
+    await asyncio.gather(session.execute(text("select 1")), session.execute(text("select 2")))
+
+
+async def commits_as_sql(job: Lossy, session: AsyncSession) -> None:
+    await session.execute(text("commit"))
+
+
+async def commits_its_connection(job: Lossy, session: AsyncSession) -> None:
+    await (await session.connection()).commit()
+
+
+async def swallows(job: Lossy, session: AsyncSession) -> None:
+    with suppress(DBAPIError):
+        await session.execute(text("select 1 / 0"))
+
+
+@pytest.mark.parametrize(
+    ("handler", "refusal"),
+    [
+        (gathers, SessionMisuse),
+        (commits_as_sql, TransactionEnded),
+        (commits_its_connection, TransactionEnded),
+        (swallows, SwallowedError),
+    ],
+)
+async def test_what_a_worker_refuses_is_refused_here(
+    handler: Callable[[Lossy, AsyncSession], Awaitable[None]], refusal: type[Exception], session: AsyncSession
+) -> None:
+    shop = App(handlers=[Handler(Lossy, handler)])
+    with pytest.raises(refusal):
+        await perform(shop, Lossy(when=datetime(2026, 1, 2)), session)  # noqa: DTZ001 - as above
+
+
+async def test_the_test_goes_on_in_its_session_afterwards(session: AsyncSession) -> None:
+    await perform(App(handlers=[Handler(Lossy, lossy)]), Lossy(when=datetime(2026, 1, 2)), session)  # noqa: DTZ001 - as above
+    asked = asyncio.create_task(session.execute(text("select 1")))
+    assert (await asked).scalar_one() == 1
 
 
 async def test_what_production_would_fail_at_fails_here(engine: AsyncEngine) -> None:

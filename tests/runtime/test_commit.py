@@ -3,10 +3,12 @@
 import asyncio
 from contextlib import suppress
 from datetime import timedelta
+from itertools import count
 
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, UOWTransaction
 
 from tests.runtime.bench import Bench, Grip, Note, Taken, effect, slow_commit
 from tests.runtime.postgres_proxy import COMMIT_SENT, COMMITTED, PostgresProxy
@@ -14,7 +16,7 @@ from tests.support.waiting import wait_until
 from worker.errors import Snooze
 from worker.handler import Handler
 from worker.outbox import enqueue
-from worker.outcome import Completed, Duplicate, Released, Retrying
+from worker.outcome import Completed, Dead, Duplicate, Released, Retrying
 
 KEY = 4711
 
@@ -59,6 +61,34 @@ async def test_what_the_handler_added_is_flushed_for_it(bench: Bench) -> None:
 
     assert isinstance(await bench.run(Handler(Note, adding), await bench.enqueued(Note())), Completed)
     assert await bench.all("select name from taken") == [("a",)]
+
+
+async def test_what_a_listener_adds_to_that_flush_commits_too(bench: Bench) -> None:
+    async def adding(job: Note, session: AsyncSession) -> None:
+        def add_more(_session: Session, _context: UOWTransaction) -> None:
+            if added := next(more, None):
+                session.add(Taken(name=added))
+                enqueue(session, Note(text="next"))
+
+        more = iter(("b", "c"))
+        event.listen(session.sync_session, "after_flush", add_more)
+        session.add(Taken(name="a"))
+
+    assert isinstance(await bench.run(Handler(Note, adding), await bench.enqueued(Note())), Completed)
+    assert await bench.all("select name from taken order by name") == [("a",), ("b",), ("c",)]
+    assert await bench.rows() == 2
+
+
+async def test_a_listener_that_adds_without_end_is_the_jobs_death(bench: Bench) -> None:
+    async def adding(job: Note, session: AsyncSession) -> None:
+        names = map(str, count())
+        event.listen(session.sync_session, "after_flush", lambda *_: session.add(Taken(name=next(names))))
+        session.add(Taken(name="first"))
+
+    outcome = await bench.run(Handler(Note, adding), await bench.enqueued(Note()))
+    assert isinstance(outcome, Dead)
+    assert "wasn't clean after 100 flushes" in outcome.error
+    assert await bench.all("select name from taken") == []
 
 
 async def test_a_flush_that_fails_at_the_end_is_the_jobs_failure(bench: Bench) -> None:
