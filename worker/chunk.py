@@ -11,6 +11,8 @@ from typing import Generic, Protocol, TypeVar
 
 from pydantic import JsonValue
 
+from worker.errors import Permanent
+
 C = TypeVar("C")
 
 
@@ -72,9 +74,14 @@ class Step(Generic[C]):
     """What the chunk took for other than its rows, such as to open a file. The pace leaves it out."""
 
     def added_to(self, totals: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-        """The run's result so far, with this chunk: counts add up, other results replace."""
+        """The run's result so far, with this chunk: counts add up, other results replace.
+
+        Raises Permanent for a count that isn't an int, as PostgreSQL's sum of a bigint column.
+        """
         added = dict(totals)
         for name, count in self.counts.items():
+            if not isinstance(count, int):  # pyright: ignore[reportUnnecessaryIsInstance]  # what a driver gives is Any
+                raise Permanent(f"A chunk counts {name}={count!r}, and counts are whole numbers; give int(…) of it.")
             before = added.get(name, 0)
             added[name] = count + (before if isinstance(before, int) else 0)
         return {**added, **self.result}

@@ -1,6 +1,8 @@
 """What a chunk did, and how chunks add up."""
 
 from dataclasses import FrozenInstanceError
+from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from worker.chunk import Chunk, Step
+from worker.errors import Permanent
 
 COUNTS = st.dictionaries(st.sampled_from(["read", "inserted", "rejected"]), st.integers(0, 10**6))
 
@@ -24,6 +27,12 @@ def test_counts_add_up_over_all_chunks(chunks: list[dict[str, int]]) -> None:
 def test_another_result_replaces_what_stood_there_and_leaves_the_counts() -> None:
     first = Step(1, counts={"read": 2}, result={"path": "a"}).added_to({})
     assert Step(None, counts={"read": 3}, result={"path": "b"}).added_to(first) == {"read": 5, "path": "b"}
+
+
+@pytest.mark.parametrize("sum_", [Decimal(150), 1.5, "150"])
+def test_a_count_that_wouldnt_add_up_is_refused(sum_: Any) -> None:
+    with pytest.raises(Permanent, match=r"A chunk counts cents=.*give int"):
+        Step(None, counts={"cents": sum_}).added_to({"cents": 150})
 
 
 def test_a_step_is_what_the_chunk_says_it_did() -> None:
