@@ -63,7 +63,7 @@ class BatchTransactor:
         session = LazySession(GuardedSession, bind=connection, info={GUARD: guard})
         returned = await call_many(works, begun, session, guard, self._deadlines)
         if connection.invalidated or not connection.in_transaction():
-            raise SwallowedError
+            raise SwallowedError(lost=connection.invalidated)
         results = [as_jsonb(result, "result") for result in returned]
         is_intact = not guard.rolled_back and driver.is_in_transaction()
         left = [

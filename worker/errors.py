@@ -4,6 +4,7 @@ Each of them rolls the transaction back.
 """
 
 from datetime import timedelta
+from typing import Any
 
 LONGEST_DELAY = timedelta(days=3652)
 """Ten years: PostgreSQL's clock goes further than any job will wait, but not without end."""
@@ -13,8 +14,11 @@ class Snooze(Exception):
     """Not now: run the job again after `delay`. Burns no attempt."""
 
     def __init__(self, delay: timedelta, reason: str = "") -> None:
-        if not timedelta(0) <= delay <= LONGEST_DELAY:
-            raise ValueError(f"Snooze got a delay of {delay}; give one of zero or more, and at most ten years.")
+        given: Any = delay  # seconds are easily given
+        if not isinstance(given, timedelta) or not timedelta(0) <= delay <= LONGEST_DELAY:
+            raise ValueError(
+                f"Snooze got a delay of {delay!r}; give a timedelta of zero or more, and at most ten years."
+            )
         super().__init__(reason or f"snoozed for {delay}")
         self.delay = delay
 
@@ -67,10 +71,17 @@ class TransactionEnded(Permanent):
 class SwallowedError(RuntimeError):
     """A handler caught a database error and went on, in a transaction that could not commit any more."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lost: bool = False) -> None:
+        """`lost`: with it went the connection, as where a statement is cut off on its way."""
+        remedy = (
+            "its connection went with it, as where asyncio.timeout cuts off a statement, so give that "
+            "`set local statement_timeout` inside `async with session.begin_nested():`"
+            if lost
+            else "put the statement that may fail inside `async with session.begin_nested():`"
+        )
         super().__init__(
             "The handler swallowed a database error, which had failed the whole transaction, so nothing was committed; "
-            "put the statement that may fail inside `async with session.begin_nested():`."
+            f"{remedy}."
         )
 
 

@@ -27,6 +27,8 @@ from worker.wire import Message, decode, encode
 
 LOOK_AGAIN = timedelta(seconds=1)
 CARRY_ON = "its partitions carry on"
+NO_CHUNKS = "it is in partitions, and its handler here has no chunks"
+"""Of a worker before or after the deploy that brought them: whole, it would do the work of all partitions."""
 
 
 @dataclass(frozen=True, slots=True)

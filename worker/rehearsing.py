@@ -29,7 +29,7 @@ async def held_to_rules(session: AsyncSession) -> AsyncGenerator[None]:
         with guard:
             yield
         if connection.invalidated:
-            raise SwallowedError
+            raise SwallowedError(lost=True)
         await flush_all(session)
         await session.execute(text("select"))  # fails where the transaction has
     except DBAPIError as error:

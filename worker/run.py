@@ -59,6 +59,8 @@ class Begun:
     """PostgreSQL's id of the transaction that holds the lock."""
     marked_at: float | None = None
     """time.monotonic() when the run was marked done, if it is already."""
+    is_parted: bool = False
+    """Whether it is one of a job's partitions, or the job that has them."""
     progress: Progress | None = None
     """Of a chunked job."""
 
@@ -132,10 +134,12 @@ with admitted as (
         case when $9 then 'null'::jsonb end, case when $9 then clock_timestamp() end
     from admitted
     on conflict (id, enqueued_ms) do update set name = run.name
-    returning status, attempt, result, error, next_at, created_at, $9 and xmax = 0 as is_marked
+    returning status, attempt, result, error, next_at, created_at, $9 and xmax = 0 as is_marked,
+        partitions is not null or parent_id is not null as is_parted
 )
 select status, attempt, case when not is_marked then result end, error, created_at,
     next_at - clock_timestamp() as wait, is_marked, pg_current_xact_id()::text as transaction,
+    is_parted,
     {set_limits("$6", "$7", "$8")}
 from locked
 """
@@ -188,13 +192,13 @@ async def begin(ask: Ask, run: Identity, limits: Limits, *, marks: bool) -> Begu
     if row is None:
         return Ended(None)
     # Positions, which asyncpg's records give faster than names.
-    status, failures, result, error, created_at, wait, is_marked, transaction = row[:8]
+    status, failures, result, error, created_at, wait, is_marked, transaction, is_parted = row[:9]
     if status in FINAL and not is_marked:
         return Ended(status, result, error)
     if wait is not None and wait > timedelta(0):
         return NotDue(wait)
     marked_at = time.monotonic() if is_marked else None
-    return Begun(failures, created_at, transaction, marked_at)
+    return Begun(failures, created_at, transaction, marked_at, is_parted)
 
 
 def limit(connection: Connection, limits: Limits) -> None:

@@ -30,7 +30,7 @@ with asked as (
 ), known as (
     select run.id, run.enqueued_ms, status, attempt, result, error, next_at, created_at, false
     from asked join worker.run on run.id = asked.id and run.enqueued_ms = asked.enqueued_ms
-    where (select count(*) from inserted) < cardinality($1)
+    where (select count(*) from inserted) < cardinality($1) and run.partitions is null and run.parent_id is null
     for update of run skip locked
 ), locked as (
     select * from inserted union all select * from known

@@ -23,7 +23,7 @@ from worker.faults import LOCK_NOT_AVAILABLE, fate_of, in_ledger, sqlstate
 from worker.guard import GUARD, Guard, GuardedSession
 from worker.handler import ChunkedHandler
 from worker.lazy_session import LazySession
-from worker.outcome import Completed, Released, Yielded
+from worker.outcome import OFFER_AGAIN, Completed, Released, Yielded
 from worker.partitions import Split
 from worker.stored import as_jsonb
 from worker.zombies import Zombies
@@ -50,6 +50,8 @@ class Transactor:
             if isinstance(begun, ledger.NotDue):
                 return begun
             driver = driver_of(connection)
+            if isinstance(begun, ledger.Begun) and begun.is_parted and not isinstance(work.handler, ChunkedHandler):
+                return Released(partitions.NO_CHUNKS, OFFER_AGAIN)
             if isinstance(begun, ledger.Ended):
                 with in_ledger():
                     await ledger.take_row(connection, work.run)
@@ -79,7 +81,7 @@ class Transactor:
         returned = await call(work, begun, session, guard, self._deadlines)
         took = timedelta(seconds=time.monotonic() - started)
         if connection.invalidated or not connection.in_transaction():
-            raise SwallowedError
+            raise SwallowedError(lost=connection.invalidated)
         if guard.rolled_back or not driver.is_in_transaction():
             begun = replace(begun, marked_at=None)
         with in_ledger():

@@ -122,6 +122,17 @@ async def test_a_handler_that_swallows_the_loss_of_its_connection_has_failed(ben
     assert await bench.effects() == []
 
 
+async def test_one_that_swallows_a_statement_cut_off_on_its_way_is_told_what_to_do_instead(bench: Bench) -> None:
+    async def cutting_off(job: Note, session: AsyncSession) -> None:
+        with suppress(TimeoutError):
+            async with session.begin_nested(), asyncio.timeout(0.05):
+                await session.execute(text("select pg_sleep(60)"))
+
+    outcome = await bench.run(Handler(Note, cutting_off), await bench.enqueued(Note()))
+    assert isinstance(outcome, Retrying)
+    assert "give that `set local statement_timeout` inside" in outcome.error
+
+
 async def test_a_handlers_own_network_error_is_its_own_failure(bench: Bench) -> None:
     async def calling(job: Note, session: AsyncSession) -> None:
         raise ConnectionResetError("the bank hung up")

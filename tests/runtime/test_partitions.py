@@ -13,13 +13,13 @@ from tests.runtime.bench import Bench, Count, effect
 from worker.cancel import cancel
 from worker.chunk import Chunk, Step
 from worker.delivery import Delivery
-from worker.handler import ChunkedHandler
+from worker.handler import BatchHandler, ChunkedHandler, Handler
 from worker.limits import Rate
 from worker.operations import Done, WrongStatusError, discard, replay, replay_all
 from worker.outbox import enqueue
-from worker.outcome import Cancelled, Completed, Dead, Duplicate, Released, Retrying, Yielded
+from worker.outcome import OFFER_AGAIN, Cancelled, Completed, Dead, Duplicate, Released, Retrying, Yielded
 from worker.overview import details
-from worker.partitions import CARRY_ON, LOOK_AGAIN
+from worker.partitions import CARRY_ON, LOOK_AGAIN, NO_CHUNKS
 from worker.reporting.trace import CRON_HEADER
 from worker.retry import RetryPolicy
 from worker.wire import Message, decode
@@ -341,3 +341,23 @@ def test_partitions_want_a_split_and_no_rate() -> None:
         noting(rate=Rate(1, timedelta(minutes=1)))
     with pytest.raises(ValueError, match="partitions=0; give 1 to 1,000"):
         noting(partitions=0)
+
+
+async def test_a_handler_without_chunks_leaves_partitions_and_their_job_alone(bench: Bench) -> None:
+    """As in a worker of another deploy. Each of them would be the whole job to it."""
+
+    async def whole(job: Count, session: AsyncSession) -> None:
+        await effect(session, "whole")
+
+    async def wholes(jobs: Sequence[Count], session: AsyncSession) -> None:
+        await effect(session, "whole")
+
+    handler = noting()
+    parent, parts = await parted(bench, handler)
+    left = Released(NO_CHUNKS, OFFER_AGAIN)
+    for delivery in (parent, *parts):
+        assert await bench.run(Handler(Count, whole), delivery) == left
+    assert await bench.run_all(BatchHandler(Count, wholes), (parent, *parts)) == [left] * 4
+    for part in parts:
+        assert isinstance(await bench.run(handler, part), Completed)
+    assert await noted(bench) == nine()
