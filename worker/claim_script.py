@@ -37,7 +37,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ids, scores, messages, failures, aborted, limited, suspects = {}, {}, {}, {}, {}, {}, {}
 local counts, passed, bytes, full, more = {}, {}, 0, false, false
-local parked, parked_bytes, waiting = 0, 0, {}
+local parked, parked_bytes, waiting, unparked = 0, 0, {}, {}
 local are_aborts = redis.pcall('ZCARD', 'arq:abort') ~= 0
 
 local gates, gate_of_name = {}, {}
@@ -119,7 +119,8 @@ local function park(queue, source, gate, id, score, message)
     redis.call('ZADD', parking(queue, gate.key), 'NX', score, id)
     redis.call('SADD', 'ratchet:parked:' .. queue, gate.key)
     waiting[gate.key], parked_bytes = gate, parked_bytes + size
-    if source == queue then parked = parked + 1 end  -- what another's gate had parked stood in nobody's way
+    -- What another's gate had parked stood in nobody's way.
+    if source == queue and not unparked[id] then parked = parked + 1 end
     full = parked_bytes > 8 * limit
 end
 
@@ -221,21 +222,38 @@ local function take_expired(queue)
     end
 end
 
--- What was parked and may start now; names that have no limit any more among it.
-local function take_parked(queue)
-    for _, key in ipairs(redis.call('SMEMBERS', 'ratchet:parked:' .. queue)) do
-        local source, gate = parking(queue, key), gates[key]
-        for _ = 1, pages do
-            local size = math.min(want - #ids, page, gate and room(gate) or page)
-            if full or size <= 0 then break end
-            local found, scored = in_pairs(redis.call('ZRANGE', source, 0, size - 1, 'WITHSCORES'))
-            if #found == 0 then
-                redis.call('SREM', 'ratchet:parked:' .. queue, key)
-                break
-            end
-            take(queue, source, found, scored)
+-- What was parked and may start now.
+local function take_parked(queue, key, gate)
+    local source = parking(queue, key)
+    for _ = 1, pages do
+        local size = math.min(want - #ids, page, room(gate))
+        if full or size <= 0 then break end
+        local found, scored = in_pairs(redis.call('ZRANGE', source, 0, size - 1, 'WITHSCORES'))
+        if #found == 0 then
+            redis.call('SREM', 'ratchet:parked:' .. queue, key)
+            break
         end
-        if gate and room(gate) <= 0 then waiting[key] = gate end
+        take(queue, source, found, scored)
+    end
+    if room(gate) <= 0 then waiting[key] = gate end
+end
+
+-- What was parked under a name that this worker has no gate for goes back to its place in the queue: it may be of a job
+-- that has no limit any more, or of one that this worker doesn't know and that must not come before all others.
+local function unpark(queue, key)
+    local source = parking(queue, key)
+    local found, scored = in_pairs(redis.call('ZRANGE', source, 0, page - 1, 'WITHSCORES'))
+    for i, id in ipairs(found) do
+        redis.call('ZADD', queue, 'NX', scored[i], id)
+        unparked[id] = true
+    end
+    if #found > 0 then redis.call('ZREM', source, unpack(found)) end
+    if #found < page then redis.call('SREM', 'ratchet:parked:' .. queue, key) end
+end
+
+local function look_at_parked(queue)
+    for _, key in ipairs(redis.call('SMEMBERS', 'ratchet:parked:' .. queue)) do
+        if gates[key] then take_parked(queue, key, gates[key]) else unpark(queue, key) end
     end
 end
 
@@ -259,7 +277,7 @@ local has_parked = redis.call('EXISTS', unpack(lots)) > 0
 for i, queue in ipairs(KEYS) do
     local before = #ids
     if not full then take_expired(queue) end
-    if not full and has_parked then take_parked(queue) end
+    if not full and has_parked then look_at_parked(queue) end
     passed[i] = full and 0 or take_due(queue, tonumber(ARGV[8 + i]))
     counts[i] = #ids - before
 end

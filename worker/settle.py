@@ -23,7 +23,7 @@ def ending(claim: Claim, report: Report, keep: timedelta) -> Finish | PutBack:
             stays, cleared = _ms(report.stays), not report.has_died
             return PutBack(claim, delay or None, report.adopted, report.attempt, stays, cleared=cleared)
         case Snoozed(delay):
-            return PutBack(claim, delay or None, report.adopted, cleared=True)
+            return PutBack(claim, delay, report.adopted, cleared=True)  # of zero: behind all that is due
         case Released(_, delay, clears):
             return PutBack(claim, delay or None, report.adopted, cleared=clears)
         case Yielded(delay, _, has_committed):

@@ -259,8 +259,25 @@ async def test_an_alias_shares_the_limit_however_the_message_is_written(redis: R
 async def test_who_knows_no_limit_any_more_takes_what_was_parked(redis: Redis, worker: Made) -> None:
     sent = await pings(redis, 4)
     assert len(await worker(max_concurrent=1).take([QUEUE], 9, "before the deploy")) == 1
-    assert ids(await Claims(redis, LEASE).take([QUEUE], 2, "after it")) == sorted(sent)[1:3]
-    assert await redis.zcard(PARKED) == 1
+    later = Claims(redis, LEASE)
+    assert ids(await later.take([QUEUE], 2, "after it")) == sorted(sent)[1:3]
+    assert ids(await later.take([QUEUE], 2, "after it")) == sorted(sent)[3:]
+    assert await redis.keys("ratchet:parked:*") == []
+    await empty(redis)
+
+
+async def test_who_doesnt_know_a_job_comes_to_its_own_before_those_that_others_have_parked(
+    redis: Redis, worker: Made
+) -> None:
+    await put(redis, ("own", Pong()))
+    await redis.zadd(QUEUE, {"own": 1})
+    await pings(redis, 250)
+    newer, older = worker(max_concurrent=1), Claims(redis, LEASE, Limits({"pong": Gate("pong")}))
+    for claim in await newer.take([QUEUE], 3, "newer"):
+        if claim.job_id == "own":
+            await newer.settle([PutBack(claim)])
+    assert await redis.zcard(PARKED) > 240
+    assert ids(await older.take([QUEUE], 1, "older")) == ["own"]
     await empty(redis)
 
 

@@ -9,7 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.outbox.hands import AN_HOUR, Count, Hands, Loose, Play, Stage, Stopped
 from worker.epoch import current_epoch
-from worker.operations import replay
+from worker.limits import Rate
+from worker.operations import replay, replay_all
 from worker.outbox import coalescing_id, enqueue
 from worker.outcome import Completed, Dead, Duplicate, Retrying, Snoozed
 from worker.push import Pusher
@@ -34,6 +35,23 @@ async def test_of_several_unsent_rows_the_newest_stays_with_the_earliest_due_tim
     assert row.due_at == earliest[0]
     await hands.work()
     assert await hands.applied() == ["newest"]
+
+
+async def test_a_dead_job_that_is_replayed_at_a_rate_holds_back_no_fresh_one_of_its_key(hands: Hands) -> None:
+    for keyed in ({}, {"key": "k"}):
+        await hands.enqueue(Play(text="old", does="fail"), **keyed)
+        assert isinstance((await hands.work())[-1], Dead)
+    assert len(await replay_all(hands.engine, rate=Rate(1, AN_HOUR))) == 2
+    await hands.relay.drain()
+    await hands.enqueue(Play(text="new"), key="k")
+    await hands.work()
+    assert await hands.applied() == ["new"]
+    [(waiting,)] = await hands.sql("select id from worker.outbox")
+    assert waiting == ID
+    await hands.sql("update worker.outbox set due_at = now()")
+    await hands.sql("update worker.run set next_at = now()")
+    assert isinstance((await hands.work())[-1], Dead)
+    assert await hands.rows() == []
 
 
 async def test_jobs_of_other_names_and_other_keys_stay_apart(hands: Hands) -> None:
@@ -204,6 +222,17 @@ async def test_what_waits_is_sent_after_a_retry_and_a_snooze_with_no_case_of_its
         assert isinstance(await hands.finish(claim), Retrying | Snoozed)
         assert [type(outcome) for outcome in await hands.work()] == [Completed, Completed]
     assert await hands.applied() == ["fail once", "after fail once", "snooze once", "after snooze once"]
+
+
+async def test_a_snooze_of_no_time_lets_others_have_their_turn(hands: Hands) -> None:
+    looks, other = await hands.enqueue(Play(text="looks", does="snooze once"), Play(text="other"))
+    await hands.relay.drain()
+    await hands.redis.zadd("arq:queue", {looks: 1, other: 2})
+    for _ in range(2):
+        [claim] = await hands.take()
+        await hands.finish(claim)
+    assert await hands.applied() == ["other"]
+    await hands.work()
 
 
 async def test_what_waits_is_sent_when_the_first_is_dead_or_cancelled(hands: Hands) -> None:
