@@ -27,7 +27,9 @@ class App:
         migrations: Sequence[Path] = (),
         demo: str = "",
     ) -> None:
-        """Raises ValueError for two handlers of a job, two cron entries of a name, or a cron job without a handler."""
+        """Raises ValueError for two handlers of a job, two cron entries of a name, a cron job without a handler, or
+        migrations that aren't there.
+        """
         table = bind(handlers)
         names = [cron.name for cron in schedule]
         for cron in schedule:
@@ -37,7 +39,14 @@ class App:
                 raise ValueError(
                     f"The cron entry {cron.name!r} enqueues {cron.job.job_name!r}, which has no handler; add one."
                 )
+        if isinstance(migrations, str | Path):  # whose comma is easily left out  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"The app has migrations={migrations!r}; give a tuple of folders, as in (Path(…),).")  # noqa: TRY004 - as above
+        for folder in migrations:
+            if not Path(folder).is_dir():
+                raise ValueError(
+                    f"The app has its migrations in {str(folder)!r}, which is no folder; give its whole path."
+                )
         object.__setattr__(self, "handlers", table)
         object.__setattr__(self, "schedule", tuple(schedule))
-        object.__setattr__(self, "migrations", tuple(migrations))
+        object.__setattr__(self, "migrations", tuple(map(Path, migrations)))
         object.__setattr__(self, "demo", demo)

@@ -111,8 +111,11 @@ async def _connect(host: str, application: str, timeout_s: float, *, pgbouncer: 
 
 def application_name(pid: int, application: str = APPLICATION) -> str:
     """How the connections of a process of this host are called in pg_stat_activity, which keeps 63 bytes of it."""
-    process = f":{pid}"  # which must not be what is cut off: another's connections would be taken for its own
-    return f"{application} {socket.gethostname()}"[: 63 - len(process)] + process
+    # What is cut off must not tell two processes apart, or another's connections would be taken for its own: the hosts
+    # of one deployment differ at the end of their names.
+    process = f":{pid}"
+    host = socket.gethostname()[-(62 - len(application) - len(process)) :]
+    return f"{application} {host}{process}"
 
 
 def create_engine(url: str, *, pool_size: int, application: str = APPLICATION, pgbouncer: bool = False) -> AsyncEngine:

@@ -37,10 +37,14 @@ class Guard:
 
     def refuse_other_tasks(self) -> None:
         """Raises SessionMisuse in any task but the owner."""
-        if asyncio.current_task() is not self.owner:
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # a thread, without a loop
+            task = None
+        if task is not self.owner:
             self.refuse(
-                "A handler used its session from a second task (gather, create_task, wait_for), but one transaction "
-                "runs one statement a time: await them one after another, or enqueue a job each."
+                "A handler used its session from a second task or thread (gather, create_task, wait_for, to_thread), "
+                "but one transaction runs one statement a time: await them one after another, or enqueue a job each."
             )
 
     def refuse(self, sentence: str) -> NoReturn:

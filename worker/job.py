@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self, cast
 
 from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Secret, SecretBytes, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import from_json
+from pydantic_core import PydanticSerializationError, from_json
 
 from worker.errors import InvalidPayload
 
@@ -39,9 +39,17 @@ class Job(BaseModel):
     def __init_subclass__(cls, *, name: str = "", queue: str | None = None, aliases: tuple[str, ...] = ()) -> None:
         """Take the class keywords. A class without a name is a base for others and can't be enqueued.
 
-        Raises ValueError for a name that is no name.
+        Raises ValueError for a name that is no name, and aliases that aren't a tuple.
         """
         super().__init_subclass__()
+        given_aliases: Any = aliases  # whose comma is easily left out
+        if isinstance(given_aliases, str):
+            raise ValueError(f"{cls.__name__} has aliases={aliases!r}; give a tuple, as in ({aliases!r},).")  # noqa: TRY004 - as the others
+        if queue is not None and not NAME.fullmatch(queue):
+            raise ValueError(
+                f"{cls.__name__} has the queue {queue[:50]!r}; "
+                f"use at most {LONGEST_NAME} letters, digits, dots, dashes, colons or underscores."
+            )
         for given in (name, *aliases) if name else aliases:
             if not NAME.fullmatch(given):
                 raise ValueError(
@@ -75,8 +83,19 @@ class Job(BaseModel):
         secret can't either.
         """
         if not self.job_name:
-            raise ValueError(f"{type(self).__name__} has no job name; write class {type(self).__name__}(Job, name=…).")
-        payload = self.__pydantic_serializer__.to_json(self, by_alias=True, round_trip=True)
+            kind = type(self).__name__
+            if "[" in kind:
+                raise ValueError(
+                    f"{kind} has no job name; write a class of its own, as in class MyJob({kind}, name=…)."
+                )
+            raise ValueError(f"{kind} has no job name; write class {kind}(Job, name=…).")
+        try:
+            payload = self.__pydantic_serializer__.to_json(self, by_alias=True, round_trip=True)
+        except PydanticSerializationError as error:
+            raise ValueError(
+                f"The payload of {self.job_name} can't be written as JSON ({error}); for bytes, set "
+                "model_config = ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')."
+            ) from error
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise ValueError(
                 f"The payload of {self.job_name} has {len(payload):,} bytes; the limit is {MAX_PAYLOAD_BYTES:,}. "

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, Integer, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -23,7 +23,13 @@ def evenly(key: InstrumentedAttribute[int]) -> Callable[[Any, AsyncSession, int]
     """For `ChunkedHandler(…, split=evenly(User.id))`: parts of equal width between the least and the greatest key.
 
     Two look-ups in the key's index. Keys that crowd together make partitions of unequal work.
+
+    Raises ValueError for a key that isn't a whole number.
     """
+    if not isinstance(key.type, Integer):
+        raise ValueError(  # noqa: TRY004 - it is no type of Python's
+            f"evenly got {key}, of the type {key.type!r}; give a whole number, or split by a function of your own."
+        )
 
     async def split(_job: Any, session: AsyncSession, partitions: int) -> Sequence[int]:
         extremes = (await session.execute(select(func.min(key), func.max(key)))).one()

@@ -19,6 +19,8 @@ PUNCTUAL = timedelta(seconds=30)
 class Cron:
     """Enqueue `job` at the times of a crontab line: minute, hour, day of month, month, day of week.
 
+    Of six numbers the first is seconds.
+
     Times that a change of the clock skips or repeats are treated as Debian's cron does (cronsim's rules).
     """
 

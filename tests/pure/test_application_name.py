@@ -12,3 +12,13 @@ def test_however_long_the_hosts_name_is_the_process_is_told(monkeypatch: pytest.
     names = {application_name(pid) for pid in (1, 12, 4_194_304)}
     assert {name.rpartition(":")[2] for name in names} == {"1", "12", "4194304"}
     assert max(map(len, names)) <= 63
+
+
+def test_the_hosts_of_one_deployment_are_told_apart_by_the_end_of_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = set[str]()
+    for pod in ("x2x7k", "9qwzt"):
+        monkeypatch.setattr(
+            socket, "gethostname", lambda pod=pod: f"ratchet-production-background-worker-6d8f9c7b5d-{pod}"
+        )
+        names.add(application_name(17))
+    assert len(names) == 2

@@ -2,12 +2,13 @@
 
 import math
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import pytest
 from pydantic import (
     AliasChoices,
     AliasPath,
+    ConfigDict,
     Field,
     PlainSerializer,
     SecretStr,
@@ -18,6 +19,8 @@ from pydantic import (
 
 from worker.errors import InvalidPayload
 from worker.job import DEFAULT_QUEUE, MAX_PAYLOAD_BYTES, Job
+
+T = TypeVar("T")
 
 
 class Pay(Job, name="pay", queue="money", aliases=("charge",)):
@@ -55,6 +58,40 @@ def test_what_is_no_name_is_refused_where_the_class_is_made(name: str) -> None:
         type("Wrong", (Job,), {}, name=name)
     with pytest.raises(ValueError, match="use at most 200 letters"):
         type("Wrong", (Job,), {}, name="fine", aliases=(name,))
+
+
+def test_what_is_no_queue_is_refused_where_the_class_is_made() -> None:
+    with pytest.raises(ValueError, match="Wrong has the queue 'a b'; use at most 200 letters"):
+        type("Wrong", (Job,), {}, name="fine", queue="a b")
+
+
+def test_an_alias_that_lacks_its_comma_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Wrong has aliases='charge'; give a tuple, as in \('charge',\)"):
+        type("Wrong", (Job,), {}, name="pay", aliases="charge")
+
+
+def test_a_generic_job_is_told_how_it_gets_its_name() -> None:
+    class Import(Job, Generic[T]):
+        items: list[T]
+
+    class Ints(Import[int], name="import.ints"): ...
+
+    assert Ints(items=[1]).to_payload() == b'{"items":[1]}'
+    with pytest.raises(ValueError, match=r"Import\[int\] has no job name; write a class of its own"):
+        Import[int](items=[1]).to_payload()
+
+
+def test_bytes_that_are_no_text_are_refused_with_a_way_out() -> None:
+    class Cover(Job, name="cover"):
+        image: bytes
+
+    class Coded(Cover, name="coded"):
+        model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    with pytest.raises(ValueError, match=r"The payload of cover can't be written as JSON .*ser_json_bytes='base64'"):
+        Cover(image=b"\x89PNG").to_payload()
+    coded = Coded(image=b"\x89PNG")
+    assert Coded.from_payload(coded.to_payload()) == coded
 
 
 def test_a_job_is_frozen() -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.keys import bounds_between
+from tests.runtime.bench import Taken
+from worker.keys import bounds_between, evenly
 
 KEYS = st.integers(-(2**62), 2**62)
 
@@ -17,6 +18,11 @@ KEYS = st.integers(-(2**62), 2**62)
 )
 def test_the_parts_are_of_equal_width(least: int, greatest: int, partitions: int, bounds: list[int]) -> None:
     assert bounds_between(least, greatest, partitions) == bounds
+
+
+def test_only_whole_numbers_are_split_evenly() -> None:
+    with pytest.raises(ValueError, match=r"evenly got Taken.name, of the type String\(\); give a whole number"):
+        evenly(Taken.name)  # type: ignore[arg-type]  # that is the point
 
 
 @given(KEYS, st.integers(0, 10**6), st.integers(1, 1_000))

@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import Bench, Count, Grip, effect
 from tests.runtime.postgres_proxy import COMMIT_SENT, COMMITTED, PostgresProxy
-from tests.support.waiting import wait_until
+from worker.brakes import Brakes
+from worker.call import Work
 from worker.chunk import Chunk, Step
 from worker.errors import Cancel, Snooze
 from worker.handler import ChunkedHandler, Handler
@@ -248,19 +249,19 @@ async def test_an_abort_between_chunks_ends_the_job(bench: Bench) -> None:
 
 
 async def test_a_lock_held_between_chunks_gives_the_job_up_without_a_count(
-    bench: Bench, other: Bench, impatient: None
+    bench: Bench, other: Bench, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delivery = await bench.enqueued(Count(upto=3), hold=Grip(ours=False))
     async with other.engine.connect() as holder:
 
-        async def lock(at: int) -> None:
-            if at == 2:  # in the queue for the lock, and the next to have it
-                holding.append(asyncio.create_task(holder.execute(text("select from worker.run for update"))))
-                await wait_until(lambda: other.is_waiting(wanted="transactionid"))
+        async def look(_brakes: Brakes, _work: Work) -> None:
+            """Between two chunks, and before the first."""
+            if (await bench.runs()) == [("yielded", 0)]:
+                await holder.execute(text("select from worker.run for update"))
 
-        holding: list[asyncio.Task[Any]] = []
-        assert isinstance(await bench.run(counting(lock), delivery), Released)
-        await holding[0]
+        with monkeypatch.context() as between:
+            between.setattr(Brakes, "look", look)
+            assert isinstance(await bench.run(counting(), delivery), Released)
         await holder.rollback()
     assert await bench.runs() == [("yielded", 0)]
     assert await bench.run(counting(), delivery) == Completed({"counted": 3, "sum": 6})

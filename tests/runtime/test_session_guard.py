@@ -40,6 +40,10 @@ async def groups(session: AsyncSession) -> None:
         group.create_task(effect(session, "a"))
 
 
+async def goes_to_a_thread(session: AsyncSession) -> None:
+    await asyncio.to_thread(session.sync_session.execute, text("select 1"))
+
+
 async def failure(bench: Bench, misuse: Misuse, *, once: bool = True) -> str:
     """The sentence that a handler gets who works, misuses its session and goes on."""
 
@@ -68,6 +72,7 @@ async def failure(bench: Bench, misuse: Misuse, *, once: bool = True) -> str:
         (gathers, "A handler used its session from a second task"),
         (waits_for, "A handler used its session from a second task"),
         (groups, "A handler used its session from a second task"),
+        (goes_to_a_thread, "A handler used its session from a second task or thread"),
     ],
 )
 async def test_a_handler_that_ends_its_transaction_or_shares_its_session_gets_a_sentence(

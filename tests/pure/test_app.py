@@ -1,0 +1,23 @@
+"""An app is checked when it is made."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.app import App
+
+
+def test_its_migrations_are_folders(tmp_path: Path) -> None:
+    assert App(handlers=(), migrations=(tmp_path,)).migrations == (tmp_path,)
+
+
+@pytest.mark.parametrize("given", ["library/migrations", Path("library/migrations")])
+def test_migrations_that_lack_their_comma_are_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"The app has migrations=.*; give a tuple of folders"):
+        App(handlers=(), migrations=given)
+
+
+def test_migrations_that_arent_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"The app has its migrations in '.*/nowhere', which is no folder"):
+        App(handlers=(), migrations=(tmp_path / "nowhere",))
