@@ -9,7 +9,7 @@ from arq.connections import RedisSettings, create_pool
 from pydantic import ValidationError
 from redis.asyncio import Redis
 from sqlalchemy import func, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
@@ -18,6 +18,7 @@ from worker.broker import connect_broker
 from worker.database import create_engine
 from worker.dev import EmbeddedPostgres, EmbeddedServerError
 from worker.job import Job
+from worker.models import Outbox
 from worker.outbox import enqueue, enqueue_many
 from worker.queue import Queue
 from worker.testing import enqueued
@@ -82,6 +83,27 @@ async def test_a_plain_session_enqueues_too(session: AsyncSession) -> None:
 
     await session.run_sync(in_synchronous_code)
     assert await enqueued(session, Welcome) == [Welcome(user_id=7)]
+
+
+async def test_what_is_pending_is_dropped_by_expunge_all(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        enqueue(session, Welcome(user_id=7))
+        await session.flush()
+        enqueue(session, Welcome(user_id=8))
+        session.expunge_all()
+    async with AsyncSession(engine) as session:
+        assert await enqueued(session, Welcome) == [Welcome(user_id=7)]
+
+
+async def test_a_session_with_binds_needs_one_for_the_outbox(engine: AsyncEngine) -> None:
+    async with AsyncSession(binds={User: engine}) as session:
+        enqueue(session, Welcome(user_id=7))
+        with pytest.raises(UnboundExecutionError):
+            await session.flush()
+    async with AsyncSession(binds={User: engine, Outbox: engine}) as session, session.begin():
+        enqueue(session, Welcome(user_id=7))
+    async with AsyncSession(engine) as session:
+        assert await enqueued(session, Welcome) == [Welcome(user_id=7)]
 
 
 # --- from SQL ---------------------------------------------------------------------------------------------------------

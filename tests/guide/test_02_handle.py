@@ -1,12 +1,15 @@
 """Handle: a plain async function, in one transaction that the runtime commits."""
 
 import asyncio
+from contextlib import ExitStack
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
-from sqlalchemy import func, select, text
+import pytest
+from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
 
 from jobs.users.models import User
 from tests.guide.steps import add_user, commit, run_of, skip_waits
@@ -142,6 +145,40 @@ async def test_what_a_handler_may_not_do_is_refused_with_a_sentence(engine: Asyn
         assert sentence in str((await run_of(engine, job_id)).error)
     async with AsyncSession(engine) as session:
         assert (await session.get_one(User, user_id)).name == "Ada"
+
+
+@pytest.mark.parametrize(("once", "on_commit"), [(True, set[str]()), (False, {"before_commit", "after_commit"})])
+async def test_listeners_on_session_hear_all_but_the_commit(
+    engine: AsyncEngine, *, once: bool, on_commit: set[str]
+) -> None:
+    user_id = await add_user(engine)
+    await commit(engine, Rename(user_id=user_id, to="Ay"))
+    app = App(handlers=[Handler(Rename, rename, once=once)])
+    heard = set[str]()
+    of_work = ("before_flush", "after_flush", "do_orm_execute")
+    with ExitStack() as stack:
+        for name in (*of_work, "before_commit", "after_commit"):
+
+            def listener(*_arguments: Any, name: str = name) -> None:
+                heard.add(name)
+
+            event.listen(Session, name, listener)
+            stack.callback(event.remove, Session, name, listener)
+        [(_, outcome), *_] = await drain(app, engine)
+    assert isinstance(outcome, Completed)
+    assert heard == {*of_work, *on_commit}
+
+
+async def test_a_read_only_transaction_can_not_be_marked_done(engine: AsyncEngine) -> None:
+    async def only_reads(job: Rename, session: AsyncSession) -> None:
+        await session.execute(text("set transaction read only"))
+
+    job_id = await commit(engine, Rename(user_id=await add_user(engine), to="Ay"))
+    app = App(handlers=[Handler(Rename, only_reads)])
+    for _ in range(5):
+        await drain(app, engine)
+        await skip_waits(engine)
+    assert (await run_of(engine, job_id)).status == "dead"
 
 
 # --- without a run ----------------------------------------------------------------------------------------------------
