@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from arq import Retry
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -142,6 +143,19 @@ async def test_an_error_that_was_swallowed_is_a_failure_that_says_so(engine: Asy
     [(_, outcome)] = await drain(App(handlers=[Handler(Verify, swallows)]), engine)
     assert isinstance(outcome, Retrying)
     assert "begin_nested()" in outcome.error
+
+
+async def test_so_is_arqs_retry(engine: AsyncEngine) -> None:
+    """Snooze is what burns no attempt."""
+
+    async def asks_as_in_arq(job: Verify, session: AsyncSession) -> None:
+        raise Retry(defer=3600)
+
+    job_id = await commit(engine, Verify(user_id=7))
+    [(_, outcome)] = await drain(App(handlers=[Handler(Verify, asks_as_in_arq)]), engine)
+    assert isinstance(outcome, Retrying)
+    assert outcome.delay <= timedelta(seconds=1)  # the policy's
+    assert (await run_of(engine, job_id)).attempt == 1
 
 
 def test_a_policy_that_makes_no_sense_is_refused() -> None:
