@@ -20,10 +20,10 @@ def migrate() -> None:
     app = load_app(settings.app)
     missing = asyncio.run(_missing(settings, app))
     if not missing:
-        typer.echo("The database is up to date.")
+        typer.echo(f"The database is up to date with {settings.app}.")
         return
     migrations.migrate(settings.database_url.get_secret_value(), app.migrations, pgbouncer=settings.pgbouncer)
-    typer.echo(f"Migrated to {', '.join(sorted(missing))}.")
+    typer.echo(f"Migrated {settings.app} to {', '.join(sorted(missing))}.")
 
 
 async def _missing(settings: Settings, app: App) -> set[str]:

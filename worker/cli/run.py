@@ -142,7 +142,7 @@ async def ready(app: App, settings: Settings, patience: timedelta | None = None)
     engine = engine_of(settings, pool_size=1)
     try:
         await reach_database(engine, patience)
-        while not await _are_checked(engine, app, patience):
+        while not await _are_checked(engine, app, settings, patience):
             await reach_database(engine, patience)
         await reach_redis(redis, patience)
     finally:
@@ -150,13 +150,13 @@ async def ready(app: App, settings: Settings, patience: timedelta | None = None)
         await redis.aclose()
 
 
-async def _are_checked(engine: AsyncEngine, app: App, patience: timedelta | None) -> bool:
+async def _are_checked(engine: AsyncEngine, app: App, settings: Settings, patience: timedelta | None) -> bool:
     """Whether the versions could be read. False: the connection was lost, and patience has no end.
 
     Raises as `check_versions` does. A supervisor would take that end for a refusal, and end all of its processes.
     """
     try:
-        await check_versions(engine, app)
+        await check_versions(engine, app, settings.app)
     except (DBAPIError, DatabaseAway) as error:
         if patience is not None or not is_lost_connection(error) or getattr(error, "refused", False):
             raise
@@ -164,10 +164,9 @@ async def _are_checked(engine: AsyncEngine, app: App, patience: timedelta | None
     return True
 
 
-async def check_versions(engine: AsyncEngine, app: App) -> None:
-    """Raises Refusal where a migration is missing."""
+async def check_versions(engine: AsyncEngine, app: App, name: str) -> None:
+    """Raises Refusal where a migration is missing. It tells the App's `name`: who forgot to set it sees the default."""
     missing = await missing_versions(engine, app.migrations)
     if missing:
-        raise Refusal(
-            f"The database lacks the migrations up to {', '.join(sorted(missing))}; run worker migrate.", WRONG
-        )
+        lacking = f"the migrations of {name} (WORKER_APP) up to {', '.join(sorted(missing))}"
+        raise Refusal(f"The database lacks {lacking}; run worker migrate.", WRONG)
