@@ -11,6 +11,7 @@ from datetime import timedelta
 from signal import SIGINT, SIGTERM
 from typing import Annotated, cast
 
+import structlog
 import typer
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -19,7 +20,7 @@ from worker import event_loop
 from worker.app import App
 from worker.broker import connect_broker
 from worker.cli.endings import AWAY, FAILED, WRONG, Refusal, ending
-from worker.cli.loading import load_app
+from worker.cli.loading import jobs_of, load_app
 from worker.cli.reach import engine_of, reach_database, reach_redis
 from worker.database import DatabaseAway
 from worker.faults import is_lost_connection
@@ -115,6 +116,7 @@ async def consume(app: App, settings: Settings, observer: Observer, *, burst: bo
         loop.add_signal_handler(signum, cast("asyncio.Task[None]", this_task).cancel)
     try:
         await ready(app, settings)
+        _say_started(app, settings)
         await run_worker(app, settings, observer, burst=burst, child=child_command(settings))
     except asyncio.CancelledError:
         return
@@ -130,6 +132,16 @@ async def consume(app: App, settings: Settings, observer: Observer, *, burst: bo
             loop.remove_signal_handler(signum)
             signal.signal(signum, last)
         atexit.register(signal.signal, SIGINT, signal.SIG_IGN)  # else the interpreter's own end makes it deadly again
+
+
+def _say_started(app: App, settings: Settings) -> None:
+    structlog.get_logger("worker.start").info(
+        "started",
+        app=settings.app,
+        jobs=len(jobs_of(app)),
+        queues=list(settings.queues),
+        concurrency=settings.concurrency,
+    )
 
 
 def _leave(_signum: int, _frame: object) -> None:
