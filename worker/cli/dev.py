@@ -11,9 +11,9 @@ from worker import event_loop
 from worker.app import App
 from worker.cli.endings import Refusal
 from worker.cli.loading import load_app
+from worker.cli.migrate import apply
 from worker.cli.run import consume
 from worker.dev import EmbeddedPostgres, EmbeddedServerError, EmbeddedValkey
-from worker.migrate import migrate
 from worker.reporting.start import start_reporting
 from worker.settings import Settings, load_settings
 
@@ -32,7 +32,7 @@ def dev() -> None:
             os.environ.update(DATABASE_URL=database_url, REDIS_URL=redis_url)
             settings = load_settings()
             app = load_app(settings.app)
-            migrate(database_url, app.migrations)
+            apply(settings, app)
             typer.echo(f"DATABASE_URL='{database_url}'")
             typer.echo(f"REDIS_URL='{redis_url}'")
             typer.echo("Put `export` before each, and worker enqueue works in another shell. Ctrl-C ends it all.")
