@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sentry_sdk.utils import Dsn
 
 from worker.broker import check_url
 from worker.file_urls import read_prefixes
@@ -107,6 +108,15 @@ class Settings(BaseSettings):
     @classmethod
     def _check_redis_url(cls, value: SecretStr) -> SecretStr:
         check_url(_checked_url(value, REDIS_SCHEMES).get_secret_value())
+        return value
+
+    @field_validator("sentry_dsn")
+    @classmethod
+    def _check_sentry_dsn(cls, value: SecretStr | None) -> SecretStr | None:
+        try:
+            _ = value and Dsn(value.get_secret_value())
+        except ValueError:  # whose text may quote it
+            raise ValueError("it is no DSN; copy it from the project's settings") from None
         return value
 
     @model_validator(mode="after")

@@ -56,6 +56,11 @@ def test_without_arguments_it_shows_its_help() -> None:
         ({"WORKER_POOL_SIZE": "3"}, "Concurrency 10 needs a pool of at least 14; WORKER_POOL_SIZE is 3"),
         ({"WORKER_PROCESSES": "0"}, "WORKER_PROCESSES can't be used: input should be greater than or equal to 1"),
         ({"WORKER_MAX_RSS_MB": "1G"}, "WORKER_MAX_RSS_MB can't be used: input should be a valid integer"),
+        (
+            {"SENTRY_DSN": f"https://{SECRET}@sentry.example.org"},
+            "SENTRY_DSN can't be used: it is no DSN; copy it from",
+        ),
+        ({"SENTRY_DSN": f"https://key@h:{SECRET}/1"}, "SENTRY_DSN can't be used: it is no DSN; copy it from"),
         ({"WORKER_QUEUES": "a b"}, "WORKER_QUEUES can't be used: give names of queues"),
     ],
 )
@@ -63,6 +68,11 @@ def test_wrong_settings_are_a_sentence_without_their_value(env: dict[str, str | 
     told = refusal("run", **env)
     assert sentence in told
     assert SECRET not in told
+
+
+@pytest.mark.parametrize("name", ["run", "doctor", "status"])
+def test_a_dsn_that_is_none_is_wrong_for_every_command(name: str) -> None:
+    assert "SENTRY_DSN can't be used" in refusal(name, SENTRY_DSN="foo")
 
 
 def test_a_database_url_that_cant_be_read_is_wrong_at_once_and_hides_the_password() -> None:

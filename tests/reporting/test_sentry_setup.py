@@ -63,10 +63,19 @@ def test_without_a_dsn_nothing_is_started_and_jobs_are_only_logged(capsys: pytes
     assert capsys.readouterr().err.count("\n") == 4
 
 
-@pytest.mark.parametrize("dsn", ["sentry", "https://sentry.example.org/1", "ftp://key@sentry.example.org/1"])
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "sentry",
+        "https://sentry.example.org/1",
+        "ftp://key@sentry.example.org/1",
+        "https://key@sentry.example.org:port/1",
+        "https://key@[sentry/1",
+    ],
+)
 def test_a_dsn_that_is_none_is_a_sentence_without_it(dsn: str) -> None:
     with pytest.raises(SettingsError, match=r"^SENTRY_DSN can't be used: .*\.$") as caught:
-        start_reporting(settings_with(sentry_dsn=dsn))
+        settings_with(sentry_dsn=dsn)
     assert dsn not in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from worker.settings import Settings
 
 
 def start_reporting(settings: Settings, schedule: Iterable[Cron] = ()) -> Observer:
-    """Configure logs and Sentry for this process. Raises SettingsError for a DSN that is none.
+    """Configure logs and Sentry for this process.
 
     Sentry comes first: it opens the trace whose id the logs carry.
     """
