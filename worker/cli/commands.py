@@ -42,6 +42,8 @@ class Command(TyperCommand):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
+        except BrokenPipeError:  # of standard output: its reader has seen enough, and typer ends without a word
+            raise
         except Exception as error:  # noqa: BLE001 - every error ends as a sentence
             if debug:
                 traceback.print_exc()
