@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from redis import Redis as SyncRedis
 
-from tests.cli.conftest import Command
+from tests.cli.conftest import APP, Command
 from worker.dev import EmbeddedPostgres
 
 
@@ -25,9 +25,10 @@ def redis(redis_url: str) -> Iterator[SyncRedis]:
 
 
 def test_a_place_without_a_worker_has_nothing_but_a_warning(command: Command) -> None:
-    found = verdicts(command)
+    found = verdicts(command, WORKER_QUEUES="arq:queue,slow")
     assert {check: verdict for check, (verdict, _) in found.items()} == {
         "settings": "ok",
+        "queues": "ok",
         "PostgreSQL": "ok",
         "migrations": "ok",
         "connections": "ok",
@@ -42,6 +43,19 @@ def test_a_place_without_a_worker_has_nothing_but_a_warning(command: Command) ->
     assert "Version 18" in found["PostgreSQL"][1]
     assert "Valkey 9" in found["Redis"][1]
     assert "noeviction" in command("doctor").stdout
+
+
+def test_a_job_counts_once_whatever_it_was_called_before(command: Command) -> None:
+    assert verdicts(command)["settings"][1] == f"6 jobs of {APP}, concurrency 10, queues arq:queue."
+
+
+def test_queues_of_jobs_that_arent_read_are_a_warning(command: Command) -> None:
+    """Another worker may read them."""
+    hint = "add them, or see that another worker reads them."
+    verdict, told = verdicts(command)["queues"]
+    assert (verdict, told) == ("warning", f"WORKER_QUEUES lacks the queues of some jobs: slow (1); {hint}")
+    verdict, told = verdicts(command, WORKER_QUEUES="mail")["queues"]
+    assert told == f"WORKER_QUEUES lacks the queues of some jobs: arq:queue (5), slow (1); {hint}"
 
 
 def test_a_memory_policy_that_evicts_fails(command: Command, redis: SyncRedis) -> None:

@@ -1,6 +1,7 @@
 """worker doctor: whether workers can run here."""
 
 import asyncio
+from collections import Counter
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.app import App
 from worker.broker import connect_broker
 from worker.cli.endings import FAILED, ending
-from worker.cli.loading import load_app
+from worker.cli.loading import jobs_of, load_app
 from worker.cli.output import print_json, print_table
 from worker.cli.reach import engine_of, reach_database, reach_redis
 from worker.database import DatabaseAway
@@ -41,7 +42,8 @@ async def _findings(settings: Settings, app: App) -> list[Finding]:
     redis = connect_broker(settings.redis_url.get_secret_value())
     engine = engine_of(settings, pool_size=2)
     try:
-        findings = [_settings(settings, app), *await _database(engine, settings, app), *await _redis(redis)]
+        findings = [_settings(settings, app), _queues(settings, app)]
+        findings += [*await _database(engine, settings, app), *await _redis(redis)]
         if {finding.check for finding in findings if finding.verdict == "fails"}.isdisjoint({*SERVERS, MIGRATIONS}):
             findings += await examine_both(engine, redis)
     finally:
@@ -52,8 +54,18 @@ async def _findings(settings: Settings, app: App) -> list[Finding]:
 
 def _settings(settings: Settings, app: App) -> Finding:
     queues = ", ".join(settings.queues)
-    told = f"{len(app.handlers)} jobs of {settings.app}, concurrency {settings.concurrency}, queues {queues}."
+    told = f"{len(jobs_of(app))} jobs of {settings.app}, concurrency {settings.concurrency}, queues {queues}."
     return Finding("settings", "ok", told)
+
+
+def _queues(settings: Settings, app: App) -> Finding:
+    """Whether a worker with these settings reads the queues that its jobs name for themselves."""
+    jobs = Counter(job.job_queue for job in jobs_of(app))
+    unread = ", ".join(f"{queue} ({count})" for queue, count in sorted(jobs.items()) if queue not in settings.queues)
+    if unread:
+        hint = "add them, or see that another worker reads them"
+        return Finding("queues", "warning", f"WORKER_QUEUES lacks the queues of some jobs: {unread}; {hint}.")
+    return Finding("queues", "ok", "WORKER_QUEUES has the queue of every job.")
 
 
 async def _database(engine: AsyncEngine, settings: Settings, app: App) -> list[Finding]:
