@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,10 @@ def test_help_lists_every_command() -> None:
     told = run_command("--help").stdout
     assert all(f" {name} " in told for name in COMMANDS)
     assert "Exit codes" in told
+
+
+def test_it_tells_its_version_and_needs_no_settings_for_that() -> None:
+    assert run_command("--version", DATABASE_URL=None).stdout == f"ratchet {version('ratchet')}\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -3,6 +3,7 @@
 import sys
 import traceback
 from importlib import import_module
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -98,7 +99,18 @@ def make_cli() -> typer.Typer:
     )  # fmt: skip
 
 
-def _worker() -> None:
+def _tell_version(asked: bool) -> None:  # noqa: FBT001 - typer gives it by position
+    if asked:
+        typer.echo(f"ratchet {version('ratchet')}")
+        raise typer.Exit
+
+
+def _worker(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Ratchet: a job enqueued in a transaction is applied exactly once.
 
     Settings come from the environment: DATABASE_URL, REDIS_URL, SENTRY_DSN, and WORKER_… (see docs/deployment.md).
