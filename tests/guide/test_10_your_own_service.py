@@ -113,7 +113,7 @@ def test_an_app_of_ones_own_is_named_to_every_command(
         return done.stdout
 
     assert "yourapp_0001" in worker("migrate")
-    assert worker("migrate") == "The database is up to date.\n"
+    assert worker("migrate") == "The database is up to date with yourapp.app:app.\n"
     worker("enqueue", "letters.write", "--json", '{"words": "Dear Ada"}')
     worker("run", "--burst")
     assert server.psql("select words from letter", database="own") == "Dear Ada"
