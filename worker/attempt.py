@@ -10,7 +10,7 @@ from typing import Any, assert_never
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker import run as ledger
+from worker import ledger
 from worker.availability import Availability
 from worker.batch_transaction import BatchTransactor
 from worker.brakes import Brakes, Held

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker import run_many as ledger
+from worker import ledger_many as ledger
 from worker import stray_commit
 from worker.call import Work, call_many
 from worker.connection import begin, commit, connected
@@ -16,8 +16,8 @@ from worker.errors import SwallowedError
 from worker.faults import fate_of, in_ledger
 from worker.guard import GUARD, Guard, GuardedSession
 from worker.lazy_session import LazySession
+from worker.ledger import Begun, Ended, NotDue, is_marked
 from worker.outcome import Completed
-from worker.run import Begun, Ended, NotDue, is_marked
 from worker.stored import as_jsonb
 
 Share: TypeAlias = tuple[Completed | Ended | NotDue | None, int]

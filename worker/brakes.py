@@ -7,9 +7,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.call import Work
+from worker.ledger import NotDue
 from worker.outcome import BUSY, Cancelled
 from worker.pressure import Ceiling, Pressure
-from worker.run import NotDue
 
 BACK_OFF = timedelta(seconds=10)
 """Until the next look, while PostgreSQL is pressed."""

@@ -19,8 +19,9 @@ from worker.flushing import flush_all
 from worker.guard import Guard
 from worker.handler import AnyHandler, BatchHandler, ChunkedHandler, Handler
 from worker.job import Job
+from worker.ledger import Begun, Identity, Limits
 from worker.partitions import Split
-from worker.run import Begun, CurrentRun, Identity, Limits, Tell, current_of, running
+from worker.run import CurrentRun, Tell, current_of, running
 
 T = TypeVar("T")
 

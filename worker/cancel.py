@@ -14,10 +14,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.faults import LOCK_NOT_AVAILABLE, sqlstate
+from worker.ledger import Identity
 from worker.operations import Done, UnknownIdError, WrongStatusError
 from worker.overview import newest
 from worker.parking import PARKED
-from worker.run import Identity
 from worker.wire import JOB_KEY, decode
 
 REASON = "cancelled on request"

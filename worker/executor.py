@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker import run as ledger
+from worker import ledger
 from worker.attempt import Attempt, Crew, Settled
 from worker.availability import Availability
 from worker.batch import Batches

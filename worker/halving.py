@@ -8,9 +8,9 @@ from typing import assert_never
 from worker.attempt import IMMEDIATE_RETRIES, Crew, Settled
 from worker.batch_transaction import Share
 from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, is_pool_empty, plainly
+from worker.ledger import Ended, NotDue
 from worker.member import Member
 from worker.outcome import BUSY, OFFER_AGAIN, Completed, Outcome, Released
-from worker.run import Ended, NotDue
 from worker.setback import duplicate_of
 from worker.shield import to_its_end
 

@@ -1,4 +1,7 @@
-"""The runtime's tables, in the schema `worker`. The migrations are their source; these are how Python reads them."""
+"""The runtime's tables, in the schema `worker`. The migrations are their source, and a test holds these to them.
+
+Python writes the outbox through its model. Most else that is asked of them is SQL as text, beside what asks it.
+"""
 
 from datetime import datetime
 

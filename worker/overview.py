@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.run import FINAL
+from worker.ledger import FINAL
 
 MAX_FAILURES = 50
 """How many failures of a run are shown, the newest."""

@@ -19,9 +19,9 @@ from worker.chunk import Step
 from worker.driver import Driver
 from worker.errors import Permanent, TransactionEnded
 from worker.handler import ChunkedHandler
+from worker.ledger import Identity
 from worker.outcome import Yielded
 from worker.reporting.trace import CRON_HEADER
-from worker.run import Identity
 from worker.stored import as_jsonb, as_key
 from worker.wire import Message, decode, encode
 

@@ -12,8 +12,8 @@ from worker.chunk import Step
 from worker.driver import Driver
 from worker.errors import Permanent, TransactionEnded
 from worker.handler import ChunkedHandler
+from worker.ledger import Identity
 from worker.pace import Pace, Progress, asked_size, resumed_size
-from worker.run import Identity
 from worker.stored import as_jsonb, as_key
 
 _READ = """

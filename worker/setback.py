@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker import run as ledger
+from worker import ledger
 from worker.availability import Availability
 from worker.brakes import Held
 from worker.database import DatabaseAway

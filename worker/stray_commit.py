@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from worker.connection import driver_of
 from worker.driver import Driver
 from worker.errors import JobTimeout, TransactionEnded
-from worker.run import Identity
+from worker.ledger import Identity
 from worker.shield import to_its_end
 
 T = TypeVar("T")

@@ -11,8 +11,7 @@ import asyncpg
 from pydantic_core import from_json
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker import partitions, progress, stray_commit
-from worker import run as ledger
+from worker import ledger, partitions, progress, stray_commit
 from worker.call import Work, call
 from worker.chunk import Step
 from worker.connection import begin, begin_with, commit, connected, driver_of

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
-from worker import run as ledger
+from worker import ledger
 from worker.call import Work, call
 from worker.connection import put_on
 from worker.deadline import Deadlines

@@ -26,7 +26,7 @@ UNLOCKED = """created_at, $9 and true as is_marked
 MUTATIONS = (
     Mutation(
         "the run row's lock",
-        "worker/run.py",
+        "worker/ledger.py",
         (
             ("), locked as (\n    insert into", "), inserted as (\n    insert into"),
             ("(id, enqueued_ms) do update set name = run.name\n", "(id, enqueued_ms) do nothing\n"),
@@ -86,7 +86,7 @@ MUTATIONS = (
     ),
     Mutation(
         "next_at as the truth",
-        "worker/run.py",
+        "worker/ledger.py",
         (("if wait is not None and wait > timedelta(0):", "if wait is not None and wait > timedelta.max:"),),
         ("tests/runtime/test_begin.py::test_a_run_whose_next_time_lies_ahead_is_put_back_for_as_long",),
         "tests/runtime/test_begin.py::test_a_job_from_the_outbox_is_applied_and_its_run_remembers_it",

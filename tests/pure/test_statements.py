@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.run import set_limits
+from worker.ledger import set_limits
 from worker.statements import MAX_KEPT_CHARACTERS, Effect, effect_of
 
 

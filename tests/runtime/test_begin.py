@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import Bench, Count, Grip, Note, effect
 from tests.support.waiting import wait_until
-from worker import run as ledger
+from worker import ledger
 from worker.chunk import Chunk, Step
 from worker.delivery import Delivery
 from worker.errors import Cancel, Permanent

@@ -23,11 +23,11 @@ from worker.delivery import Delivery
 from worker.errors import Snooze
 from worker.executor import Executor
 from worker.handler import ChunkedHandler, bind
+from worker.ledger import Identity
 from worker.outcome import BUSY, Completed, Outcome, Released, Yielded
 from worker.overview import details
 from worker.pauses import Kind
 from worker.pressure import Ceiling
-from worker.run import Identity
 
 BOUNDLESS = Ceiling(timedelta(0), timedelta(0), 0)
 OF_ANY_AGE = replace(BOUNDLESS, transaction_age=timedelta(microseconds=1))

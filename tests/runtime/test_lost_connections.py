@@ -23,9 +23,9 @@ from worker.database import connect, create_engine
 from worker.dev import EmbeddedPostgres
 from worker.faults import LedgerBusy
 from worker.handler import Handler
+from worker.ledger import Seen
 from worker.outcome import BUSY, Cancelled, Completed, Dead, Released, Retrying
 from worker.retry import RetryPolicy
-from worker.run import Seen
 from worker.transaction import Transactor
 
 

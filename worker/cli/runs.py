@@ -11,9 +11,9 @@ from worker.cli.endings import WRONG, Refusal
 from worker.cli.output import print_json, print_table, printable, shown
 from worker.cli.progress import bar, pace, told
 from worker.cli.reach import database
+from worker.ledger import Status
 from worker.operations import UnknownIdError
 from worker.overview import Details, Entry, details, entries, message_of
-from worker.run import Status
 from worker.settings import Settings, load_settings
 from worker.wire import Unreadable, decode
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker import run as ledger
+from worker import ledger
 from worker.database import application_name
 from worker.delivery import Delivery, Report
 from worker.errors import ProcessDied

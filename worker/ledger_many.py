@@ -1,4 +1,4 @@
-"""The ledger for many jobs at once. Each function is one statement, however many there are: run.py's, over arrays."""
+"""The ledger for many jobs at once. Each function is one statement, however many there are: ledger.py over arrays."""
 
 import time
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from datetime import timedelta
 
 from worker.driver import Driver
 from worker.errors import TransactionEnded
-from worker.run import FINAL, IS_ITS_OWN, Begun, Ended, Identity, Limits, NotDue, milliseconds, set_limits
+from worker.ledger import FINAL, IS_ITS_OWN, Begun, Ended, Identity, Limits, NotDue, milliseconds, set_limits
 
-# The rules are those of run.py's begin. New runs are inserted in the order of their keys, so that two batches can't
+# The rules are those of ledger.py's begin. New runs are inserted in the order of their keys, so that two batches can't
 # wait for each other. A run that is there already and that somebody holds is passed over; one that somebody is just
 # inserting is waited for. What isn't returned is held, or isn't admitted. The limits are set when all is locked.
 # Outbox rows are counted, since the planner would make a hash of the whole outbox to look for one in it.
-# New direct runs are marked done at once, as run.py's may be. Numbers come as texts (lanes.numbers says why).
+# New direct runs are marked done at once, as ledger.py's may be. Numbers come as texts (lanes.numbers says why).
 _BEGIN = f"""
 with asked as (
     select * from unnest($1::text[], $2::text[]::bigint[], $3::text[], $4::text[], $5::text[]::boolean[])
