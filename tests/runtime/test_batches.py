@@ -13,7 +13,7 @@ from structlog.contextvars import get_contextvars
 
 from tests.runtime.bench import Bench, Grip, Note
 from tests.support.types_asked import types_asked
-from worker import gather, run
+from worker import gather
 from worker.call import run_batch
 from worker.delivery import Delivery
 from worker.errors import Permanent
@@ -213,7 +213,7 @@ async def test_new_direct_runs_without_a_result_are_marked_done_by_the_statement
     async def silent(jobs: Sequence[Note], session: AsyncSession) -> None:
         await noting(jobs, session)
 
-    monkeypatch.setattr(run, "PRECISION_S", precision)
+    monkeypatch.setattr(ledger, "PRECISION_S", precision)
     deliveries = [bench.direct(Note()) for _ in range(3)] if direct else await enqueued(bench, 3)
     assert await bench.run_all(batches_of(3, silent), deliveries) == [Completed()] * 3
     runs = await bench.all("select distinct status, result, cmin::text <> '0', finished_at is not null from worker.run")
