@@ -13,7 +13,7 @@ from structlog.contextvars import get_contextvars
 
 from tests.runtime.bench import Bench, Grip, Note
 from tests.support.types_asked import types_asked
-from worker import gather
+from worker import gather, ledger
 from worker.call import run_batch
 from worker.delivery import Delivery
 from worker.errors import Permanent
