@@ -59,7 +59,7 @@ DIFFERS = {
     "test_a_setting_of_the_session_is_not_handed_on_to_the_next_job": "PgBouncer lends the server on with it",
     "test_a_temporary_table_is_not_handed_on_however_it_was_made": "PgBouncer lends the server on with it",
     "test_a_setting_of_the_transaction_costs_no_connection": "PgBouncer lends whichever server is free",
-    "test_a_statement_timeout_of_the_database_holds_for_handlers_that_have_none": "PgBouncer's servers were there before",
+    "test_a_statement_timeout_of_the_database_holds_for_handlers_that_have_none": "its servers were there before",
     "test_postgresql_that_refuses_us_is_told_without_the_password": "PgBouncer has one SQLSTATE for all it refuses",
 }
 """Tests that can't hold behind PgBouncer, and why."""
