@@ -102,7 +102,8 @@ async def _within_timeout(
         with running(tell), deadline:
             with guard:
                 returned = await start()
-            await flush_all(session)
+            if session.in_transaction():
+                await flush_all(session)
         if not deadline.has_expired:
             return returned
     except asyncio.CancelledError as error:

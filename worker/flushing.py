@@ -14,7 +14,7 @@ async def flush_all(session: AsyncSession) -> None:
     Raises Permanent where that has no end.
     """
     for _ in range(MAX_FLUSHES):
-        if not (session.in_transaction() and (session.new or session.dirty or session.deleted)):
+        if not (session.new or session.dirty or session.deleted):
             return
         await session.flush()
     raise Permanent(
