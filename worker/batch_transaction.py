@@ -49,7 +49,8 @@ class BatchTransactor:
             live = [(place, one) for place, one in enumerate(begun) if isinstance(one, Begun)]
             if live:
                 called, seen = [works[place] for place, _ in live], [one for _, one in live]
-                working, runs = self._work(connection, driver, called, seen, guard), [work.run for work in called]
+                runs = [work.run for work in called]
+                working = self._work(connection, driver, called, seen, guard)
                 results = await stray_commit.noticed(working, self._engine, connection, runs, seen[0].transaction)
                 for (place, one), result in zip(live, results, strict=True):
                     shares[place] = Completed(json.loads(result)), one.failures

@@ -248,7 +248,7 @@ local function unpark(queue, key)
         unparked[id] = true
     end
     if #found > 0 then redis.call('ZREM', source, unpack(found)) end
-    if #found < page then redis.call('SREM', 'ratchet:parked:' .. queue, key) end
+    if #found < page then redis.call('SREM', 'ratchet:parked:' .. queue, key) else more = true end
 end
 
 local function look_at_parked(queue)

@@ -6,7 +6,8 @@ told: it keeps asyncpg's transaction in a private attribute, which this module a
 (tests/runtime/test_begin.py holds it to what SQLAlchemy's own begin does).
 """
 
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import Connection
@@ -68,12 +69,19 @@ def put_on(connection: Connection, guard: Guard) -> None:
         driver.guard = guard
 
 
-def take_off(connection: Connection) -> None:
-    """Let no guard see any more what is asked on a connection."""
-    if not connection.invalidated and (info := connection.connection.record_info) is not None:
-        info.pop(GUARD, None)
-        driver: Any = connection.connection.driver_connection
-        driver.guard = None
+@contextmanager
+def watched(connection: Connection, guard: Guard) -> Generator[None]:
+    """Let `guard` see what is asked on a connection that stays its caller's."""
+    put_on(connection, guard)
+    try:
+        yield
+    finally:
+        if not connection.closed and not connection.invalidated:  # else the pool has seen to it
+            if (info := connection.connection.record_info) is not None:
+                info.pop(GUARD, None)
+            if isinstance(connection.engine.pool, RuntimePool):
+                driver: Any = connection.connection.driver_connection
+                driver.guard = None
 
 
 async def _give_up(connection: AsyncConnection) -> None:

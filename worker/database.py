@@ -4,6 +4,7 @@ import os
 import socket
 import ssl
 from collections.abc import Coroutine
+from hashlib import sha256
 from typing import Any
 
 import asyncpg
@@ -22,6 +23,8 @@ from worker.settings import SettingsError
 APPLICATION = "ratchet worker"
 """How every worker's connection is called in pg_stat_activity; what ends zombies ends nobody else."""
 
+DIGEST = 12
+"""Characters that stand for the beginning of a host's name that is too long."""
 CONNECT_TIMEOUT_S = 10
 """For all the hosts of a URL together."""
 REFUSALS = (
@@ -111,10 +114,13 @@ async def _connect(host: str, application: str, timeout_s: float, *, pgbouncer: 
 
 def application_name(pid: int, application: str = APPLICATION) -> str:
     """How the connections of a process of this host are called in pg_stat_activity, which keeps 63 bytes of it."""
-    # What is cut off must not tell two processes apart, or another's connections would be taken for its own: the hosts
-    # of one deployment differ at the end of their names.
-    process = f":{pid}"
-    host = socket.gethostname()[-(62 - len(application) - len(process)) :]
+    # What is cut off must not tell two processes apart, or another's connections would be taken for its own. Of a long
+    # name the end is what people know a pod by.
+    host, process = socket.gethostname(), f":{pid}"
+    room = 62 - len(application) - len(process)
+    if len(host) > room:
+        digest = sha256(host.encode()).hexdigest()[:DIGEST]
+        host = digest + host[len(host) - room + DIGEST :]
     return f"{application} {host}{process}"
 
 

@@ -26,7 +26,7 @@ def evenly(key: InstrumentedAttribute[int]) -> Callable[[Any, AsyncSession, int]
 
     Raises ValueError for a key that isn't a whole number.
     """
-    if not isinstance(key.type, Integer):
+    if not isinstance(getattr(key.type, "impl_instance", key.type), Integer):  # the former of a TypeDecorator
         raise ValueError(  # noqa: TRY004 - it is no type of Python's
             f"evenly got {key}, of the type {key.type!r}; give a whole number, or split by a function of your own."
         )

@@ -42,10 +42,7 @@ def numbers(parameter: str) -> str:
 
 _WASNT_REFUSED = f"o.seq not in ({numbers('refused')})"
 
-# A dead job of a key that is replayed at a rate: what is enqueued under that key meanwhile must not wait for it. Such
-# an id is a UUID of version 8. All others are sent at once, or each look would go through those that aren't due.
-_HOLDS_BACK_NONE = "(o.due_at <= statement_timestamp() or substr(o.id, 15, 1) <> '8')"
-PLAIN = f"o.sent_epoch is null and not o.coalesces and {_HOLDS_BACK_NONE} and {_WASNT_REFUSED} and {_IS_FREE}"
+PLAIN = f"o.sent_epoch is null and not o.coalesces and {_WASNT_REFUSED} and {_IS_FREE}"
 # statement_timestamp, since no index serves a volatile function.
 DUE = "o.sent_epoch is null and o.coalesces and o.due_at <= statement_timestamp()"
 # What isn't free is picked as well where there is something to coalesce: so one row waits, however many come.

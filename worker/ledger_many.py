@@ -67,7 +67,7 @@ select count(*) from marked
 
 
 async def begin(driver: Driver, runs: Sequence[Identity], limits: Limits) -> list[Begun | Ended | NotDue | None]:
-    """Insert or lock the runs, and set the transaction's limits. None: it isn't to be had, and `run.begin` says why.
+    """Insert or lock the runs, and set the transaction's limits. None: it isn't to be had, and `ledger.begin` says why.
 
     Raises asyncpg's error with SQLSTATE 55P03 where another transaction is inserting one of them and doesn't end.
     """

@@ -73,7 +73,8 @@ class Cron:
 
     def newest_tick(self, after: datetime, until: datetime) -> datetime | None:
         """The last time in (after, until] that is punctual or younger than the grace; None if there is none."""
-        earliest, span = max(after, until - max(self.grace, PUNCTUAL)), timedelta(hours=1)
+        earliest = max(after, until - max(self.grace, PUNCTUAL))
+        span = timedelta(hours=1)
         # The last hour first, then more: a year of minutes has half a million ticks, and the last of them is enough.
         while True:
             start = max(earliest, until - span)

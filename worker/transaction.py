@@ -49,13 +49,13 @@ class Transactor:
             if isinstance(begun, ledger.NotDue):
                 return begun
             driver = driver_of(connection)
-            if isinstance(begun, ledger.Begun) and begun.is_parted and not isinstance(work.handler, ChunkedHandler):
-                return Released(partitions.NO_CHUNKS, OFFER_AGAIN)
             if isinstance(begun, ledger.Ended):
                 with in_ledger():
                     await ledger.take_row(connection, work.run)
                 await fate_of(commit(connection))
                 return begun
+            if begun.is_parted and not isinstance(work.handler, ChunkedHandler):
+                return Released(partitions.NO_CHUNKS, OFFER_AGAIN)
             if isinstance(work.handler, ChunkedHandler):
                 with in_ledger():
                     begun.progress = await progress.read(driver, work.run, work.handler)

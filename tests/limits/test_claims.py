@@ -266,6 +266,20 @@ async def test_who_knows_no_limit_any_more_takes_what_was_parked(redis: Redis, w
     await empty(redis)
 
 
+async def test_what_was_paused_all_comes_after_the_resume(redis: Redis, worker: Made) -> None:
+    limits = Limits({"ping": Gate("ping"), "pin": Gate("ping")})
+    limits.pause(Paused(names=frozenset({"ping"})))
+    claims = worker(limits)
+    await pings(redis, 500)
+    assert await claims.take([QUEUE], 150, "paused") == []
+    limits.pause(Paused())
+    taken = len(await claims.take([QUEUE], 150, "resumed"))
+    while claims.has_more:
+        taken += len(await claims.take([QUEUE], 150, "resumed"))
+    assert taken == 500
+    await empty(redis)
+
+
 async def test_who_doesnt_know_a_job_comes_to_its_own_before_those_that_others_have_parked(
     redis: Redis, worker: Made
 ) -> None:

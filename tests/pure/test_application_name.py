@@ -14,11 +14,18 @@ def test_however_long_the_hosts_name_is_the_process_is_told(monkeypatch: pytest.
     assert max(map(len, names)) <= 63
 
 
-def test_the_hosts_of_one_deployment_are_told_apart_by_the_end_of_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        [f"ratchet-production-background-worker-6d8f9c7b5d-{pod}" for pod in ("x2x7k", "9qwzt")],
+        [f"worker-{number}.europe-west1-b.c.my-project-name-123456.internal" for number in (1, 2)],
+    ],
+)
+def test_hosts_whose_long_names_differ_at_one_end_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, hosts: list[str]
+) -> None:
     names = set[str]()
-    for pod in ("x2x7k", "9qwzt"):
-        monkeypatch.setattr(
-            socket, "gethostname", lambda pod=pod: f"ratchet-production-background-worker-6d8f9c7b5d-{pod}"
-        )
+    for host in hosts:
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
         names.add(application_name(17))
     assert len(names) == 2

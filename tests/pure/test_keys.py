@@ -5,9 +5,16 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import BigInteger, TypeDecorator
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tests.runtime.bench import Taken
 from worker.keys import bounds_between, evenly
+
+
+class Base(DeclarativeBase):
+    pass
+
 
 KEYS = st.integers(-(2**62), 2**62)
 
@@ -23,6 +30,17 @@ def test_the_parts_are_of_equal_width(least: int, greatest: int, partitions: int
 def test_only_whole_numbers_are_split_evenly() -> None:
     with pytest.raises(ValueError, match=r"evenly got Taken.name, of the type String\(\); give a whole number"):
         evenly(Taken.name)  # type: ignore[arg-type]  # that is the point
+
+
+def test_a_number_in_a_type_of_ones_own_is_one() -> None:
+    class OrderId(TypeDecorator[int]):
+        impl, cache_ok = BigInteger, True
+
+    class Numbered(Base):
+        __tablename__ = "numbered"
+        id: Mapped[int] = mapped_column(OrderId, primary_key=True)
+
+    evenly(Numbered.id)
 
 
 @given(KEYS, st.integers(0, 10**6), st.integers(1, 1_000))
