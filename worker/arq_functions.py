@@ -55,9 +55,11 @@ class ArqFunctions:
             "score": delivery.due_ms,
         }
         if worker.on_job_start:
+            _extend(job)
             await worker.on_job_start(context)
         report = await self._call(job, function, context)
         if worker.on_job_end:
+            _extend(job)
             await _run_hook(worker.on_job_end, context)
         if worker.after_job_end:
             return replace(report, afterwards=partial(_run_hook, worker.after_job_end, context))
@@ -93,7 +95,7 @@ class ArqFunctions:
 
     async def _call(self, job: ArqJob, function: Function | CronJob, context: Context) -> Report:
         timeout_s = job.timeout_s()
-        job.delivery.hold.begins(timedelta.max if timeout_s is None else timedelta(seconds=timeout_s))
+        _extend(job)
         job.started_ms = timestamp_ms()
         is_logged, extra, told = logger.isEnabledFor(logging.INFO), None, ""
         try:
@@ -137,6 +139,12 @@ class ArqFunctions:
         return _failed(job, error)
 
 
+def _extend(job: ArqJob) -> None:
+    """What begins now may take as long as the function may."""
+    timeout_s = job.timeout_s()
+    job.delivery.hold.begins(timedelta.max if timeout_s is None else timedelta(seconds=timeout_s))
+
+
 def _failed(job: ArqJob, error: BaseException) -> Report:
     outcome = Cancelled("aborted") if isinstance(error, asyncio.CancelledError) else Dead(describe(error))
     return Report(outcome, kept=job.kept(error, success=False), stays=job.stays())
@@ -146,5 +154,6 @@ async def _run_hook(hook: Callable[[Context], Awaitable[None]], context: Context
     """The job has ended; whatever the hook raises changes that no more."""
     try:
         await hook(context)
-    except Exception:
+    except (Exception, asyncio.CancelledError):
+        answer_cancellation()
         logger.exception("job %s, a hook at its end failed", context["job_id"])

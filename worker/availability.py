@@ -78,7 +78,10 @@ class Availability:
 
     async def _ask(self) -> None:
         async with self._engine.connect() as connection:
-            await connection.execute(text("select 1"))
+            is_read_only = (await connection.execute(text("show transaction_read_only"))).scalar_one() == "on"
+            if is_read_only:
+                await connection.invalidate()  # what it was set to when it connected may have changed
+                raise DatabaseAway(PermissionError("it takes no writes just now (default_transaction_read_only)"))
 
     async def close(self) -> None:
         """End the search, if there is one."""

@@ -275,10 +275,10 @@ local lots = {}
 for i, queue in ipairs(KEYS) do lots[i] = 'ratchet:parked:' .. queue end
 local has_parked = redis.call('EXISTS', unpack(lots)) > 0
 for i, queue in ipairs(KEYS) do
-    local before = #ids
-    if not full then take_expired(queue) end
-    if not full and has_parked then look_at_parked(queue) end
-    passed[i] = full and 0 or take_due(queue, tonumber(ARGV[8 + i]))
+    local before, is_queue = #ids, type(redis.pcall('ZCARD', queue)) == 'number'
+    if is_queue and not full then take_expired(queue) end
+    if is_queue and not full and has_parked then look_at_parked(queue) end
+    passed[i] = is_queue and not full and take_due(queue, tonumber(ARGV[8 + i])) or 0
     counts[i] = #ids - before
 end
 

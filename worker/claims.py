@@ -11,6 +11,7 @@ from itertools import chain, repeat
 from math import inf
 from typing import Any
 
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
@@ -52,6 +53,9 @@ class Claims:
         self._heads: dict[str, float] = {}
         """When the earliest job of a queue is due, as the looks since the last claim have seen it."""
         self._looks = 0
+        self._unusable: set[str] = set()
+        """Queues of which it has been said already."""
+        self._log = structlog.get_logger("worker.claims")
         self._reopens_ms: int | None = None
         """When what is parked may start, as far as the last claim could tell."""
         self.has_more = False
@@ -88,8 +92,21 @@ class Claims:
         async with self._redis.pipeline(transaction=False) as pipe:
             for queue in queues:
                 pipe.zrange(queue, 0, 0, withscores=True)
-            heads: list[list[tuple[bytes, float]]] = await pipe.execute()
-        self._heads |= {queue: head[0][1] if head else NEVER for queue, head in zip(queues, heads, strict=True)}
+            heads: list[list[tuple[bytes, float]] | Exception] = await pipe.execute(raise_on_error=False)
+        for queue, head in zip(queues, heads, strict=True):
+            if not isinstance(head, Exception):
+                self._heads[queue] = head[0][1] if head else NEVER
+            elif isinstance(head, ResponseError):
+                self._heads[queue] = NEVER  # as for the claim, which takes nothing from it
+                self._say_unusable(queue, head)
+            else:
+                raise head
+
+    def _say_unusable(self, queue: str, error: ResponseError) -> None:
+        if queue not in self._unusable:
+            self._unusable.add(queue)
+            hint = "its name is another key's, or our user may not read it; the other queues go on"
+            self._log.error("queue_refused", queue=queue, reason=str(error), hint=hint)
 
     async def take(
         self, queues: Sequence[str], want: int, token: str, along: Callable[[], Along | None] = _nothing

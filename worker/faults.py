@@ -12,12 +12,13 @@ from worker.errors import SwallowedError
 from worker.shield import to_its_end
 
 LOCK_NOT_AVAILABLE = "55P03"
+QUERY_CANCELED = "57014"
 SERIALIZATION_FAILURE = "40001"
 DEADLOCK_DETECTED = "40P01"
 IN_FAILED_TRANSACTION = "25P02"
 UNIQUE_VIOLATION = "23505"
 # Connection exceptions (class 08), the server's end or restart (57P0x), and an idle or overlong transaction it ended.
-LOST_STATES = ("08", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
+LOST_STATES = ("08", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04", "25006")
 
 
 class FateUnknown(ConnectionError):
@@ -68,11 +69,14 @@ def is_lost_connection(error: BaseException) -> bool:
             return False
 
 
+def has_waited(error: BaseException) -> bool:
+    """A lock wasn't to be had in time: in the runtime's own lock_timeout, or in a shorter statement_timeout."""
+    return sqlstate(error) in {LOCK_NOT_AVAILABLE, QUERY_CANCELED}
+
+
 def is_expected(error: BaseException) -> bool:
     """An operational error that happens to everybody; counted and waited out, not paged."""
-    return (
-        is_conflict(error) or is_lost_connection(error) or is_pool_empty(error) or sqlstate(error) == LOCK_NOT_AVAILABLE
-    )
+    return is_conflict(error) or is_lost_connection(error) or is_pool_empty(error) or has_waited(error)
 
 
 def is_pool_empty(error: BaseException) -> bool:
@@ -87,9 +91,7 @@ class in_ledger:  # noqa: N801 - it is used as a function, and a generator would
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, DBAPIError | asyncpg.PostgresError) and (
-            is_conflict(error) or sqlstate(error) == LOCK_NOT_AVAILABLE
-        ):
+        if isinstance(error, DBAPIError | asyncpg.PostgresError) and (is_conflict(error) or has_waited(error)):
             raise LedgerBusy(is_conflict=is_conflict(error)) from error
 
 

@@ -103,14 +103,19 @@ class Limits(NamedTuple):
     transaction: timedelta
 
 
+_IS_17 = "current_setting('server_version_num')::int >= 170000"
+
+
 # transaction_timeout came with PostgreSQL 17. Before it, an idle transaction of a stopped worker is what must end.
+# Either may be the role's own and shorter; one that runs already is set anew only from zero.
 def set_limits(statement_ms: str, lock_ms: str, transaction_ms: str) -> str:
-    """Three columns of a select; the arguments are placeholders."""
+    """Five columns of a select; the arguments are placeholders."""
     return f"""
     set_config('statement_timeout', coalesce({statement_ms}, current_setting('statement_timeout')), true),
     set_config('lock_timeout', {lock_ms}, true),
-    set_config(case when current_setting('server_version_num')::int >= 170000 then 'transaction_timeout'
-        else 'idle_in_transaction_session_timeout' end, {transaction_ms}, true)
+    set_config('idle_in_transaction_session_timeout', {transaction_ms}, true),
+    case when {_IS_17} then set_config('transaction_timeout', '0', true) end,
+    case when {_IS_17} then set_config('transaction_timeout', {transaction_ms}, true) end
     """
 
 

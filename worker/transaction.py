@@ -18,7 +18,7 @@ from worker.connection import begin, begin_with, commit, connected, driver_of
 from worker.deadline import Deadlines
 from worker.driver import Driver
 from worker.errors import Permanent, SwallowedError
-from worker.faults import LOCK_NOT_AVAILABLE, fate_of, in_ledger, sqlstate
+from worker.faults import fate_of, has_waited, in_ledger
 from worker.guard import GUARD, Guard, GuardedSession
 from worker.handler import ChunkedHandler
 from worker.lazy_session import LazySession
@@ -95,7 +95,7 @@ class Transactor:
             try:
                 return await begin_run(partial(begin_with, connection, isolation))
             except asyncpg.PostgresError as error:
-                if sqlstate(error) != LOCK_NOT_AVAILABLE or not await work.delivery.hold.is_ours():
+                if not has_waited(error) or not await work.delivery.hold.is_ours():
                     raise
             # The lease is ours, so whoever holds the lock has lost it: a zombie.
             await connection.rollback()

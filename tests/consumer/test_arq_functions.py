@@ -7,6 +7,7 @@ import signal
 import sys
 from asyncio.subprocess import STDOUT
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.consumer.mixed import ran, run
 from tests.support.waiting import wait_until
 from worker.broker import arq_settings
 from worker.consumer import Worker
-from worker.wire import JobFailed
+from worker.wire import JobFailed, deserialize
 
 Make = Callable[..., Worker]
 
@@ -253,3 +254,50 @@ async def test_a_burst_waits_for_a_known_job_though_somebody_else_did_an_unknown
     await arq.enqueue_job("first", _defer_by=0.2)
     await make(first, second).main()
     assert done == ["first", "second"]
+
+
+@pytest.mark.parametrize("by", ["signal", "abort"])
+async def test_a_job_that_has_ended_keeps_its_result_though_its_hook_is_cancelled(
+    arq: ArqRedis, make: Make, by: str
+) -> None:
+    ran, in_hook = list[int](), asyncio.Event()
+
+    async def work(ctx: dict[Any, Any]) -> str:
+        ran.append(ctx["job_try"])
+        return "done"
+
+    async def hook(_ctx: dict[Any, Any]) -> None:
+        in_hook.set()
+        if len(ran) == 1:
+            await asyncio.sleep(1)
+
+    work.__qualname__ = "work"
+    await arq.enqueue_job("work", _job_id="mine")
+    first = make(work, on_job_end=hook, burst=False, allow_abort_jobs=True)
+    first.main_task = asyncio.create_task(first.main())
+    await in_hook.wait()
+    aborted = False
+    if by == "signal":
+        first.handle_sig(signal.SIGTERM)
+    else:
+        aborted = await ArqJob("mine", arq, _deserializer=deserialize).abort(timeout=10, poll_delay=0.05)
+        first.main_task.cancel()
+    await asyncio.gather(first.main_task, return_exceptions=True)
+    await first._all_told()
+    await make(work, on_job_end=hook).main()
+    assert (aborted, ran) == (False, [1])
+    assert await result(arq, "mine") == "done"
+
+
+async def test_a_hook_may_take_longer_than_a_lease(arq: ArqRedis, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.standalone.LEASE", timedelta(seconds=1))
+    monkeypatch.setattr("worker.consumer.LEASE", timedelta(seconds=1))
+
+    async def start(_ctx: dict[Any, Any]) -> None:
+        await asyncio.sleep(2)
+
+    await arq.enqueue_job("double", 1, _job_id="mine")
+    worker = make(double, on_job_start=start, handle_signals=True)
+    async with asyncio.timeout(10):
+        await worker.main()
+    assert await result(arq, "mine") == 2

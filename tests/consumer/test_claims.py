@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import structlog
 from redis.asyncio import Redis
 
 from tests.support.waiting import wait_until
@@ -285,3 +286,14 @@ async def test_a_suspect_that_a_limit_keeps_from_starting_stays_a_suspect(redis:
 
     await wait_until(is_taken)
     assert await redis.keys("ratchet:parked:*") == []
+
+
+async def test_a_queue_whose_name_is_another_key_s_holds_up_no_other(redis: Redis, claims: Claims) -> None:
+    await redis.set("bulk", "no queue", px=60_000)
+    await put(redis, "a")
+    with structlog.testing.capture_logs() as logs:
+        assert ids(await claims.take(["bulk", QUEUE], 9, "me")) == ["a"]
+        for _ in range(4):
+            assert await claims.look(["bulk", QUEUE]) is not None
+    assert [(line["event"], line["queue"]) for line in logs] == [("queue_refused", "bulk")]
+    await redis.flushall()
