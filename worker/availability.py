@@ -80,7 +80,8 @@ class Availability:
         async with self._engine.connect() as connection:
             is_read_only = (await connection.execute(text("show transaction_read_only"))).scalar_one() == "on"
             if is_read_only:
-                await connection.invalidate()  # what it was set to when it connected may have changed
+                # What it was set to when it connected may have changed. Closed without a greenlet, and so at once.
+                connection.sync_connection.invalidate()  # type: ignore[union-attr]  # it is connected
                 raise DatabaseAway(PermissionError("it takes no writes just now (default_transaction_read_only)"))
 
     async def close(self) -> None:
