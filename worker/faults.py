@@ -76,7 +76,9 @@ def has_waited(error: BaseException) -> bool:
 
 def is_expected(error: BaseException) -> bool:
     """An operational error that happens to everybody; counted and waited out, not paged."""
-    return is_conflict(error) or is_lost_connection(error) or is_pool_empty(error) or has_waited(error)
+    return (
+        is_conflict(error) or is_lost_connection(error) or is_pool_empty(error) or sqlstate(error) == LOCK_NOT_AVAILABLE
+    )
 
 
 def is_pool_empty(error: BaseException) -> bool:

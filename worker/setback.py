@@ -12,7 +12,7 @@ from worker import ledger
 from worker.availability import Availability
 from worker.brakes import Held
 from worker.database import DatabaseAway
-from worker.faults import is_expected, is_lost_connection
+from worker.faults import has_waited, is_expected, is_lost_connection
 from worker.outcome import BUSY, Cancelled, Dead, Duplicate, Outcome, Released, Retrying, Snoozed, Yielded, describe
 from worker.reporting.tracebacks import with_texts
 from worker.retry import RetryPolicy
@@ -142,7 +142,7 @@ class Setbacks:
                 asked = {**run.key, "unreadable": run.name == UNREADABLE_NAME, "message": message}
                 row = (await connection.execute(_LOOK, asked)).one_or_none()
         except (DBAPIError, DatabaseAway) as error:
-            if not is_expected(error):
+            if not is_expected(error) and not has_waited(error):
                 raise
             if is_lost_connection(error):
                 await self._availability.check()
