@@ -20,9 +20,10 @@ PATIENCE_S = 20
 
 
 def counting(folder: Path, then: str) -> list[str]:
-    """Write a line for each start, then do this; `n` is the number of the start, from 1."""
-    count = f"file = open({str(folder / 'starts')!r}, 'a+'); print('x', file=file, flush=True); file.seek(0)"
-    return [sys.executable, "-c", f"import os, signal, sys, time; {count}; n = len(file.readlines()); {then}"]
+    """Write a byte for each start, then do this; `n` is the number of the start, from 1, and no other's."""
+    file = f"os.open({str(folder / 'starts')!r}, os.O_CREAT | os.O_WRONLY | os.O_APPEND)"
+    count = f"file = {file}; os.write(file, b'x'); n = os.lseek(file, 0, os.SEEK_CUR)"
+    return [sys.executable, "-c", f"import os, signal, sys, time; {count}; {then}"]
 
 
 async def supervise(plan: Plan) -> int:
