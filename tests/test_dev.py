@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from worker.dev import EmbeddedPostgres, EmbeddedServerError, EmbeddedValkey, postgres, server, user
+from worker.dev import EmbeddedPostgres, EmbeddedServerError, EmbeddedValkey, memory, postgres, server, user
 
 # Prints the pids and the directories of two servers, and then dies without a chance to clean up.
 DIES = """
@@ -69,14 +69,14 @@ def test_postgres_loses_no_commit_in_a_crash() -> None:
 def test_what_neednt_survive_the_machine_stays_in_memory_where_there_is_room(
     postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    place = server.memory()
+    place = memory.memory()
     assert Path(postgres.psql("SHOW data_directory")).is_relative_to(place or tempfile.gettempdir())
-    monkeypatch.setattr(server, "MEMORY", tmp_path)
-    assert server.memory() == tmp_path
-    monkeypatch.setattr(server, "ROOM", 1 << 60)
-    assert server.memory() is None
-    monkeypatch.setattr(server, "MEMORY", tmp_path / "nowhere")
-    assert server.memory() is None
+    monkeypatch.setattr(memory, "MEMORY", tmp_path)
+    assert memory.memory() == tmp_path
+    monkeypatch.setattr(memory, "ROOM", 1 << 60)
+    assert memory.memory() is None
+    monkeypatch.setattr(memory, "MEMORY", tmp_path / "nowhere")
+    assert memory.memory() is None
 
 
 def test_servers_keep_what_is_in_a_data_dir_and_delete_the_rest(open_dir: Path) -> None:

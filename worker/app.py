@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.handler import AnyHandler, HandlerTable, bind
+from worker.job import Job
 from worker.schedule import Cron
 
 
@@ -50,3 +51,8 @@ class App:
         object.__setattr__(self, "schedule", tuple(schedule))
         object.__setattr__(self, "migrations", tuple(map(Path, migrations)))
         object.__setattr__(self, "demo", demo)
+
+    @property
+    def jobs(self) -> set[type[Job]]:
+        """Each once; the table of handlers has a job under its aliases too."""
+        return {handler.job for handler in self.handlers.values()}

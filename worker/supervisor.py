@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from signal import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Signals
-from typing import Literal, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
 import structlog
 
@@ -56,15 +56,22 @@ def become_supervisor(plan: Plan) -> NoReturn:
     os.execv(sys.executable, command)  # noqa: S606 - no shell is wanted
 
 
+class Life(NamedTuple):
+    """Of a process that was started."""
+
+    began: float
+    """By time.monotonic()."""
+    ended: asyncio.Future[int]
+    """Its return code."""
+
+
 class Supervisor:
     """The processes of one plan."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._lifeline = -1
-        self._living: dict[subprocess.Popen[bytes], asyncio.Future[int]] = {}
-        self._begun: dict[subprocess.Popen[bytes], float] = {}
-        """By time.monotonic(), when each of the living was started."""
+        self._living: dict[subprocess.Popen[bytes], Life] = {}
         self._stopping = asyncio.Event()
         self._refusal = 0
         self._log = structlog.get_logger("worker.supervisor")
@@ -116,7 +123,7 @@ class Supervisor:
 
     def _is_another_steady(self) -> bool:
         """Then the settings are right, and whatever refuses one process may let it in later."""
-        return any(time.monotonic() - begun >= STEADY_S for begun in self._begun.values())
+        return any(time.monotonic() - life.began >= STEADY_S for life in self._living.values())
 
     async def _live(self) -> tuple[int | None, int]:
         """One process from its start to its end. Returns its pid and return code (a negative one is a signal)."""
@@ -130,15 +137,14 @@ class Supervisor:
             self._log.error("process_not_started", reason=str(error), hint="trying again")
             return None, os.EX_OSERR
         self._log.info("process_started", pid=process.pid)
-        self._begun[process] = time.monotonic()
-        self._living[process] = ended = asyncio.get_running_loop().create_future()
-        return process.pid, await ended
+        self._living[process] = life = Life(time.monotonic(), asyncio.get_running_loop().create_future())
+        return process.pid, await life.ended
 
     def _reap(self) -> None:
-        for process, ended in list(self._living.items()):
+        for process, life in list(self._living.items()):
             if process.poll() is not None:
-                del self._living[process], self._begun[process]
-                ended.set_result(process.returncode)
+                del self._living[process]
+                life.ended.set_result(process.returncode)
 
     def _told(self, signum: Signals) -> None:
         if self._stopping.is_set() and signum != SIGINT:

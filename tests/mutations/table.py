@@ -15,11 +15,12 @@ class Mutation:
     """A test of the same code that has to stay green: what is broken altogether would turn anything red."""
 
 
-UNLOCKED = """created_at, $9 and true as is_marked
+UNLOCKED = """is not null as is_parted
 ), locked as (
     select * from inserted
-    union all select status, attempt, result, error, next_at, created_at, false from worker.run
-    where id = $1 and enqueued_ms = $2 and exists (select from admitted)
+    union all select status, attempt, result, error, next_at, created_at, false,
+        partitions is not null or parent_id is not null
+    from worker.run where id = $1 and enqueued_ms = $2 and exists (select from admitted)
 )
 """
 
@@ -30,7 +31,8 @@ MUTATIONS = (
         (
             ("), locked as (\n    insert into", "), inserted as (\n    insert into"),
             ("(id, enqueued_ms) do update set name = run.name\n", "(id, enqueued_ms) do nothing\n"),
-            ("created_at, $9 and xmax = 0 as is_marked\n)\n", UNLOCKED),
+            ("created_at, $9 and xmax = 0 as is_marked", "created_at, $9 and true as is_marked"),
+            ("is not null as is_parted\n)\n", UNLOCKED),
         ),
         ("tests/runtime/test_begin.py::test_two_workers_with_a_run_that_is_there_have_one_effect",),
         "tests/runtime/test_begin.py::test_a_job_from_the_outbox_is_applied_and_its_run_remembers_it",

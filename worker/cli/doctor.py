@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.app import App
 from worker.broker import connect_broker
 from worker.cli.endings import FAILED, ending
-from worker.cli.loading import jobs_of, load_app
+from worker.cli.loading import load_app
 from worker.cli.output import print_json, print_table
 from worker.cli.reach import engine_of, reach_database, reach_redis
 from worker.database import DatabaseAway
@@ -54,13 +54,13 @@ async def _findings(settings: Settings, app: App) -> list[Finding]:
 
 def _settings(settings: Settings, app: App) -> Finding:
     queues = ", ".join(settings.queues)
-    told = f"{len(jobs_of(app))} jobs of {settings.app}, concurrency {settings.concurrency}, queues {queues}."
+    told = f"{len(app.jobs)} jobs of {settings.app}, concurrency {settings.concurrency}, queues {queues}."
     return Finding("settings", "ok", told)
 
 
 def _queues(settings: Settings, app: App) -> Finding:
     """Whether a worker with these settings reads the queues that its jobs name for themselves."""
-    jobs = Counter(job.job_queue for job in jobs_of(app))
+    jobs = Counter(job.job_queue for job in app.jobs)
     unread = ", ".join(f"{queue} ({count})" for queue, count in sorted(jobs.items()) if queue not in settings.queues)
     if unread:
         hint = "add them, or see that another worker reads them"

@@ -8,7 +8,6 @@ from pydantic import ValidationError
 
 from worker.app import App
 from worker.cli.endings import WRONG, Refusal
-from worker.job import Job
 
 
 def load_app(name: str) -> App:
@@ -17,11 +16,6 @@ def load_app(name: str) -> App:
     if not isinstance(app, App):
         raise Refusal(f"WORKER_APP is {name}, which is no App but {type(app).__name__}; name a worker.app.App.", WRONG)
     return app
-
-
-def jobs_of(app: App) -> set[type[Job]]:
-    """Each once; the table of handlers has a job under its aliases too."""
-    return {handler.job for handler in app.handlers.values()}
 
 
 def load(name: str, setting: str) -> object:

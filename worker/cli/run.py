@@ -20,7 +20,7 @@ from worker import event_loop
 from worker.app import App
 from worker.broker import connect_broker
 from worker.cli.endings import AWAY, FAILED, WRONG, Refusal, ending
-from worker.cli.loading import jobs_of, load_app
+from worker.cli.loading import load_app
 from worker.cli.reach import engine_of, reach_database, reach_redis
 from worker.database import DatabaseAway
 from worker.faults import is_lost_connection
@@ -138,7 +138,7 @@ def _say_started(app: App, settings: Settings) -> None:
     structlog.get_logger("worker.start").info(
         "started",
         app=settings.app,
-        jobs=len(jobs_of(app)),
+        jobs=len(app.jobs),
         queues=list(settings.queues),
         concurrency=settings.concurrency,
     )

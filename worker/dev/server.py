@@ -4,7 +4,6 @@ A small shell keeps watch over it: when this process ends, however it ends, the 
 removed.
 """
 
-import os
 import random
 import shutil
 import signal
@@ -23,9 +22,6 @@ from worker.dev.user import group_of
 
 START_TIMEOUT = 30.0  # s
 STOP_TIMEOUT = 10.0  # s
-
-MEMORY = Path("/dev/shm")  # noqa: S108 - Linux keeps the files in it in memory; what is made there has a name of its own
-ROOM = 2 << 30  # bytes that must be free there: servers, their databases and their logs
 
 # Reads until this process is gone, then stops the server ($2) by a signal ($1) and removes its directory ($3).
 WATCH = """
@@ -167,16 +163,6 @@ def package_dir(name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedServerError(f"The embedded servers need the package {name}; install it.")
     return Path(spec.submodule_search_locations[0])
-
-
-def memory() -> Path | None:
-    """Where files stay in memory. None: nowhere, or it is too full, or no programs may run from there."""
-    try:
-        place = os.statvfs(MEMORY)
-    except OSError:
-        return None
-    has_room = place.f_bavail * place.f_frsize >= ROOM
-    return MEMORY if has_room and os.access(MEMORY, os.W_OK) and not place.f_flag & os.ST_NOEXEC else None
 
 
 def free_port() -> int:
