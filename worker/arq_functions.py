@@ -91,7 +91,7 @@ class ArqFunctions:
         if job_id not in self.strangers and (self._worker.burst or len(self.strangers) < MAX_STRANGERS):
             logger.warning("job %s, %s; it is offered again until a worker can run it", job_id, reason)
             self.strangers.add(job_id)
-        return Report(Released(reason, OFFER_AGAIN))
+        return Report(Released(reason, OFFER_AGAIN, others_first=True))
 
     async def _call(self, job: ArqJob, function: Function | CronJob, context: Context) -> Report:
         timeout_s = job.timeout_s()

@@ -9,6 +9,8 @@ STEP = 16
 """Messages that are read at once, so that at most so many large ones are read in vain."""
 SUSPECT_WAITS_MS = 1_000
 """When a suspect that a limit keeps from starting is looked at again."""
+OTHERS_FIRST_MS = 1_000
+"""For which a job that was put back since its function isn't known is left to others. Stock arq looks each 500 ms."""
 
 # Now is Redis's own clock, never a worker's. A job that another worker holds (a stock arq worker, say) is passed over
 # and its score never moved. A large message comes alone, so that a batch of them can't fill the memory. A key of the
@@ -131,6 +133,12 @@ local function postpone(queue, gate, id)
     waiting[gate.key], parked, gate.kept = gate, parked + 1, 1
 end
 
+-- Who puts back a job that it can't run gives it half a millisecond, which no time has else. Workers that wake when it
+-- is due would take it each time before a stock arq worker, which may be the only one that knows it, has looked.
+local function is_for_others(score)
+    return string.sub(score, -2) == '.5' and tonumber(score) + OTHERS_FIRST_MS > now
+end
+
 local function texts(prefix, some)
     local keys = {}
     for i, id in ipairs(some) do keys[i] = prefix .. id end
@@ -177,10 +185,10 @@ end
 local function take(queue, source, found, scored, suspect)
     local free, due, over = {}, {}, 0
     for i, holder in ipairs(texts('arq:in-progress:', found)) do
-        if not holder then
-            free[#free + 1], due[#free + 1] = found[i], scored[i]
-        elseif source == queue then
+        if source == queue and (holder or is_for_others(scored[i])) then
             over = over + 1
+        elseif not holder then
+            free[#free + 1], due[#free + 1] = found[i], scored[i]
         else
             redis.call('ZADD', queue, 'NX', scored[i], found[i])
             redis.call('ZREM', source, found[i])
@@ -299,4 +307,4 @@ return {
     now, parked, (full or more) and 1 or 0, reopens, are_aborts and 1 or 0, passed, counts,
     ids, scores, messages, failures, aborted, limited, suspects
 }
-""".replace("SUSPECT_WAITS_MS", str(SUSPECT_WAITS_MS))
+""".replace("SUSPECT_WAITS_MS", str(SUSPECT_WAITS_MS)).replace("OTHERS_FIRST_MS", str(OTHERS_FIRST_MS))

@@ -41,6 +41,8 @@ class PutBack:
     """As Finish's."""
     cleared: bool = False
     """Whether a suspect is none any more. Else whoever takes it next is told that it is one."""
+    others_first: bool = False
+    """Whether Ratchet's workers leave it for a second (worker/claim_script.py) to stock arq, which looks less often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,8 @@ def _how(ending: Finish | PutBack) -> bytes:
         return b"finish %d %d %d %b %b" % (ending.stays_ms, ending.keep_ms, had_message, limited, ending.result)
     verb, ms = _when(ending)
     failures = claim.failures if ending.failures is None else ending.failures
-    return b"%b %d %d %d %b %b" % (verb, ending.stays_ms, ms, failures, limited, ending.adopted or b"")
+    at = b"%d.5" % ms if ending.others_first else b"%d" % ms
+    return b"%b %d %b %d %b %b" % (verb, ending.stays_ms, at, failures, limited, ending.adopted or b"")
 
 
 def _when(ending: PutBack) -> tuple[bytes, int]:

@@ -116,7 +116,7 @@ class Executor:
         if name not in self._unknown and len(self._unknown) < MAX_UNKNOWN:
             self._unknown.add(name)
             self._observer.fault("executor", error)
-        return Released(describe(error), OFFER_AGAIN)
+        return Released(describe(error), OFFER_AGAIN, others_first=True)
 
     async def _without_message(self, delivery: Delivery) -> Outcome:
         """The id stands in the queue but its message is gone: the sweep brings it back if PostgreSQL knows the job."""

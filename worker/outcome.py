@@ -58,6 +58,8 @@ class Released:
     delay: timedelta = timedelta(0)
     clears: bool = False
     """Whether a suspect is none any more: what it waits for isn't its own work."""
+    others_first: bool = False
+    """Whether this worker can't run it, and another may: those have it to themselves for a second when it is due."""
 
 
 BUSY = timedelta(seconds=1)

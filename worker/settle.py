@@ -24,8 +24,8 @@ def ending(claim: Claim, report: Report, keep: timedelta) -> Finish | PutBack:
             return PutBack(claim, delay or None, report.adopted, report.attempt, stays, cleared=cleared)
         case Snoozed(delay):
             return PutBack(claim, delay, report.adopted, cleared=True)  # of zero: behind all that is due
-        case Released(_, delay, clears):
-            return PutBack(claim, delay or None, report.adopted, cleared=clears)
+        case Released(_, delay, clears, others_first):
+            return PutBack(claim, delay or None, report.adopted, cleared=clears, others_first=others_first)
         case Yielded(delay, _, has_committed):
             return PutBack(claim, delay, report.adopted, cleared=has_committed)
         case _:

@@ -3,8 +3,8 @@
 Of each job it takes its queue, its id, the token that it is held by, and a word that says what becomes of it:
 `finish STAYS_MS KEEP_MS HAD_MESSAGE LIMITED RESULT`, `later STAYS_MS DELAY_MS FAILURES LIMITED ADOPTED`,
 `now STAYS_MS DUE_MS FAILURES LIMITED ADOPTED`; or as `later`, `suspect`: then whoever takes it finds a lease that ran
-out. Before any of them may stand `only SHA1`: of the message that it is about. Four arguments, since to pack them is
-most of what it costs in Python.
+out. A DELAY_MS that ends in a half says that others come first (worker/claim_script.py). Before any of them may stand
+`only SHA1`: of the message that it is about. Four arguments, since to pack them is most of what it costs in Python.
 """
 
 from worker.wake import WAKE
@@ -65,7 +65,7 @@ for n = 1, #tokens do
     local digest, rest = string.match(how, '^only (%x+) (.*)$')
     how = rest or how
     settled[n] = tokens[n] == token and 1 or 0
-    local verb, stays, first, second, limited, body = string.match(how, '^(%a+) (%d+) (-?%d+) (%d+) (%S*) (.*)$')
+    local verb, stays, first, second, limited, body = string.match(how, '^(%a+) (%d+) (-?[%d.]+) (%d+) (%S*) (.*)$')
     if settled[n] == 1 then
         add(freed, queue, id)
         if limited ~= '' then

@@ -19,6 +19,11 @@ async def run(ctx: dict[Any, Any]) -> None:
     await redis.rpush(RAN, f"{ctx['job_id']} {os.getpid()}")
 
 
+async def alone(redis: Any) -> None:
+    """From now on a job runs, though no second process has one."""
+    await redis.sadd(WORKERS, "one", "another")
+
+
 async def ran(redis: Any) -> dict[str, tuple[int, ...]]:
     """Which processes ran each job."""
     by_whom: dict[str, tuple[int, ...]] = {}

@@ -6,7 +6,8 @@ import pickle
 import signal
 import sys
 from asyncio.subprocess import STDOUT
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from arq.connections import ArqRedis
 from arq.jobs import Job as ArqJob
 from arq.worker import Function, Retry
 
-from tests.consumer.mixed import ran, run
+from tests.consumer.mixed import alone, ran, run
 from tests.support.waiting import wait_until
 from worker.broker import arq_settings
 from worker.consumer import Worker
@@ -36,6 +37,22 @@ async def make(arq: ArqRedis) -> AsyncIterator[Make]:
     yield worker
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().remove_signal_handler(signum)
+
+
+@asynccontextmanager
+async def stock_worker(redis_url: str, log: Path) -> AsyncGenerator[int]:
+    """The `arq` command with the functions of `mixed`; its process's id."""
+    with log.open("wb") as written:  # a pipe would hold it up once it is full
+        process = await asyncio.create_subprocess_exec(
+            Path(sys.executable).with_name("arq"), "tests.consumer.mixed.WorkerSettings", stdout=written, stderr=STDOUT,
+            env={"PATH": os.environ["PATH"], "REDIS_URL": redis_url}, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            await process.wait()
 
 
 async def double(_ctx: dict[Any, Any], n: int) -> int:
@@ -199,23 +216,35 @@ async def test_beside_a_stock_worker_on_one_queue_each_job_runs_once(
     """The first jobs wait for each other, so that both workers have some."""
     for n in range(2_000):
         await arq.enqueue_job("run", _job_id=f"job-{n}")
-    log = tmp_path / "arq.log"  # a pipe would hold it up once it is full
-    with log.open("wb") as written:
-        process = await asyncio.create_subprocess_exec(
-            Path(sys.executable).with_name("arq"), "tests.consumer.mixed.WorkerSettings", stdout=written, stderr=STDOUT,
-            env={"PATH": os.environ["PATH"], "REDIS_URL": redis_url}, start_new_session=True,
-        )  # fmt: skip
-    try:
+    log = tmp_path / "arq.log"
+    async with stock_worker(redis_url, log) as pid:
         ours = make(run)
         await ours.main()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
-            await process.wait()
     by_whom = await ran(arq)
     assert sorted(by_whom) == sorted(f"job-{n}" for n in range(2_000)), log.read_text()
-    assert set(by_whom.values()) == {(os.getpid(),), (process.pid,)}
+    assert set(by_whom.values()) == {(os.getpid(),), (pid,)}
     assert ours.jobs_complete == sum(pids == (os.getpid(),) for pids in by_whom.values())
+
+
+@pytest.mark.leaves_keys("what ran, and by whom, is read after the workers have ended")
+async def test_a_job_that_the_stock_worker_alone_knows_comes_to_it_though_ours_is_quicker(
+    arq: ArqRedis, make: Make, redis_url: str, tmp_path: Path
+) -> None:
+    await alone(arq)
+    ours = make(double, burst=False)
+    main = asyncio.create_task(ours.main())
+    log = tmp_path / "arq.log"
+    async with stock_worker(redis_url, log) as pid:
+        for n in range(3):
+            await arq.enqueue_job("run", _job_id=f"job-{n}")
+
+        async def have_run() -> bool:
+            return len(await ran(arq)) == 3
+
+        await wait_until(have_run, timeout=15)
+    main.cancel()
+    await asyncio.gather(main, return_exceptions=True)
+    assert set((await ran(arq)).values()) == {(pid,)}, log.read_text()
 
 
 async def test_a_function_that_cancels_its_own_task_uses_up_its_tries(arq: ArqRedis, make: Make) -> None:

@@ -69,6 +69,21 @@ async def test_a_claim_moves_the_score_to_the_end_of_the_lease(redis: Redis, cla
     assert await redis.zscore(QUEUE, "a") == claim.claimed_ms + 15_000
 
 
+async def test_a_job_that_was_put_back_as_unknown_is_left_to_others_for_a_second(redis: Redis, claims: Claims) -> None:
+    await put(redis, "unknown")
+    await put(redis, "known")
+    for claim in await claims.take([QUEUE], 2, "me"):
+        await claims.settle([PutBack(claim, timedelta(seconds=5), others_first=claim.job_id == "unknown")])
+    assert await redis.zscore(QUEUE, "unknown") % 1 == 0.5
+    due = await now_ms(redis) + 0.5
+    await redis.zadd(QUEUE, {"unknown": due - 1, "known": due - 0.5})
+    taken = await claims.take([QUEUE], 2, "me")
+    assert "known" in ids(taken)
+    assert ids(taken) == ["known"] or taken[0].claimed_ms >= due + 999
+    await redis.zadd(QUEUE, {"unknown": due - 1001})
+    assert "unknown" in ids(taken + await claims.take([QUEUE], 2, "me"))
+
+
 async def test_an_abort_outlives_whoever_read_it_and_goes_with_its_job(redis: Redis, claims: Claims) -> None:
     await put(redis, "a")
     await redis.zadd("arq:abort", {"a": 1})
