@@ -1,6 +1,6 @@
 """COPY into a table, on the session's own connection and inside its transaction."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from sqlalchemy import Column, Dialect, Table, select
@@ -38,7 +38,7 @@ async def copy_rows(
     dialect = (await session.connection()).dialect
     tag = await driver.copy_records_to_table(
         table.name,
-        schema_name=table.schema,
+        schema_name=(await schemas_of(session)).get(table.schema, table.schema),
         columns=[column.name for column in chosen],
         records=cast("Any", adapted(rows, chosen, dialect)),
     )
@@ -80,6 +80,12 @@ async def driver_in_transaction(session: AsyncSession) -> Driver:
                 "give the session an engine without that isolation level."
             )
     return driver
+
+
+async def schemas_of(session: AsyncSession) -> Mapping[str | None, str | None]:
+    """The `schema_translate_map` of the session's connection, which SQLAlchemy heeds in its own statements alone."""
+    options = await (await session.connection()).run_sync(lambda connection: connection.get_execution_options())
+    return options.get("schema_translate_map") or {}
 
 
 async def settle_types(session: AsyncSession, columns: Sequence[Column[Any]]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 from sqlalchemy import BigInteger, Column, Table, TableClause, column, table
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from worker.copying import Values, adapted, driver_in_transaction, settle_types
+from worker.copying import Values, adapted, driver_in_transaction, schemas_of, settle_types
 
 POSITION = "ratchet_position"
 """The column that counts the rows from 0, as they were given."""
@@ -34,15 +34,17 @@ async def stage(
     await settle_types(session, columns)
     dialect = (await session.connection()).dialect
     # Named after its target and its columns: the driver remembers the types of a table's columns by name.
-    shape = f"{target.fullname} {counted} {[(each.name, str(each.type)) for each in columns]}"
+    schema = (await schemas_of(session)).get(target.schema, target.schema)
+    shape = f"{schema}.{target.name} {counted} {[(each.name, str(each.type)) for each in columns]}"
     name = f"ratchet_{target.name[:LONGEST_TARGET]}_{sha256(shape.encode()).hexdigest()[:16]}"
     quote = dialect.identifier_preparer
+    source = quote.quote(target.name) if schema is None else f"{quote.quote(schema)}.{quote.quote(target.name)}"
     staged, own = quote.quote(name), ", ".join(quote.quote(each.name) for each in columns)
     position = f"0::bigint as {POSITION}, " if counted else ""
     # Every name is quoted, and none of them is a value.
     await driver.execute(
         f"drop table if exists pg_temp.{staged}; create temporary table {staged} on commit drop as "  # noqa: S608 - see above
-        f"select {position}{own} from {quote.format_table(target)} with no data"
+        f"select {position}{own} from {source} with no data"
     )
     given, names = adapted(rows, columns, dialect), [each.name for each in columns]
     fields = [column(each.name, each.type) for each in columns]

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.sql import visitors
 from sqlalchemy.types import TypeEngine
 
-from worker.copying import driver_in_transaction
+from worker.copying import driver_in_transaction, schemas_of
 from worker.errors import Permanent
 from worker.shield import in_thread
 
@@ -100,14 +100,14 @@ async def _may_break_lines(session: AsyncSession, statement: AnySelect) -> bool:
     """
     driver = await driver_in_transaction(session)
     # Without a name it stays with no server that PgBouncer lends.
-    prepared = await driver.prepare(_literally(await session.connection(), statement), name="")
+    prepared = await driver.prepare(await _literally(session, statement), name="")
     types = [column.type for column in prepared.get_attributes()]
     return any(kind.schema != "pg_catalog" or kind.name not in ONE_LINE for kind in types)
 
 
 async def _copy(session: AsyncSession, statement: AnySelect, write: Write, piece_bytes: int, **form: Any) -> int:
     driver = await driver_in_transaction(session)
-    connection = await session.connection()
+    query = await _literally(session, statement)
     gathered: list[bytes] = []
     size = 0
 
@@ -125,21 +125,25 @@ async def _copy(session: AsyncSession, statement: AnySelect, write: Write, piece
         await in_thread(write, piece)
 
     # PostgreSQL sends each row as a message of its own and asyncpg passes on whole messages, so no line is parted.
-    tag = await driver.copy_from_query(_literally(connection, statement), output=take, format="csv", **form)
+    tag = await driver.copy_from_query(query, output=take, format="csv", **form)
     if gathered:
         await give()
     return int(tag.removeprefix("COPY "))
 
 
-def _literally(connection: AsyncConnection, statement: AnySelect) -> str:
+async def _literally(session: AsyncSession, statement: AnySelect) -> str:
     """COPY takes no parameters."""
     if any(map(_reads_otherwise, visitors.iterate(statement))):
         raise Permanent(
             "COPY takes no parameters, and SQLAlchemy's literal of bytes, of a timedelta or of NaN and infinity "
             "is another value than the parameter; cast a text to its type."
         )
+    schemas: dict[str, Any] = {}
+    if names := statement.get_execution_options().get("schema_translate_map") or await schemas_of(session):
+        schemas = {"schema_translate_map": names, "render_schema_translate": True}
+    dialect = (await session.connection()).dialect
     try:
-        return str(statement.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True}))
+        return str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True}, **schemas))
     except CompileError:  # its text has the value
         raise Permanent(
             "COPY takes no parameters, and SQLAlchemy can't write a value of this statement as a literal; "

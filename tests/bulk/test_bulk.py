@@ -16,7 +16,7 @@ from jobs.users.models import User
 from tests.support.waiting import wait_until
 from worker import updating
 from worker.app import App
-from worker.bulk import Upserted, copy_rows, update_many, upsert
+from worker.bulk import Upserted, copy_csv, copy_ndjson, copy_rows, update_many, upsert
 from worker.errors import SessionMisuse
 from worker.handler import Handler
 from worker.job import Job
@@ -316,3 +316,28 @@ async def test_an_update_that_the_driver_cant_send_leaves_the_planner_as_it_was(
         with pytest.raises(DBAPIError):
             await update_many(session, small, [small.c.id, small.c.n], [(1, 2**40)])
         assert (await session.execute(text("show enable_seqscan"))).scalar_one() == "on"
+
+
+HOME = Table("home", MetaData(), Column("id", BigInteger, primary_key=True), Column("v", Text))
+
+
+async def test_they_heed_the_connections_map_of_schemas(plain: AsyncEngine) -> None:
+    """Of the two tables of one name the tenant's is meant, whose column has another type."""
+    columns, key = list(HOME.c), [HOME.c.id]
+    async with plain.begin() as connection:
+        await connection.execute(text("create schema tenant"))
+        for table in ("home (id bigint primary key, v integer)", "tenant.home (id bigint primary key, v text)"):
+            await connection.execute(text(f"create table {table}"))
+    written = bytearray()
+    async with AsyncSession(plain.execution_options(schema_translate_map={None: "tenant"})) as session:
+        assert await copy_rows(session, HOME, columns, [(1, "a"), (2, "b")]) == 2
+        assert await upsert(session, HOME, columns, [(2, "c"), (3, "d")], key=key) == Upserted(1, 1)
+        rows = [(number, "e") for number in range(3, updating.STAGED_FROM + 3)]
+        assert await update_many(session, HOME, columns, rows) == 1
+        assert await copy_csv(session, select(HOME).order_by(HOME.c.id), written.extend, header=False) == 3
+        assert await copy_ndjson(session, select(HOME).where(HOME.c.id == 1), written.extend) == 1
+        assert (await session.execute(text("select * from tenant.home order by id"))).all() == [
+            (1, "a"), (2, "c"), (3, "e"),
+        ]  # fmt: skip
+        assert (await session.execute(text("select * from public.home"))).all() == []
+    assert written == b'1,a\n2,c\n3,e\n{"id":1,"v":"a"}\n'
