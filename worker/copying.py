@@ -1,6 +1,7 @@
 """COPY into a table, on the session's own connection and inside its transaction."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, TypeAlias, cast
 
 from sqlalchemy import Column, Dialect, Table, select
@@ -17,6 +18,8 @@ TargetColumn: TypeAlias = Column[Any] | InstrumentedAttribute[Any]
 """A column of it, as the table or the class has it."""
 Values: TypeAlias = Sequence[Any]
 """A row: a value for each column, in their order."""
+NO_ROWS = (Mapping, AbstractSet, str, bytes)
+"""What has a length too, but gives other things one by one: a mapping its keys, a text its letters."""
 
 
 async def copy_rows(
@@ -129,8 +132,8 @@ def left_out(table: Table, given: Sequence[Column[Any]]) -> list[Column[Any]]:
 def adapted(rows: Iterable[Values], columns: Sequence[Column[Any]], dialect: Dialect) -> Iterable[Values]:
     """`rows` as the driver takes them: where a column's type converts its values (enums, JSON, your own), so do we.
 
-    Raises ValueError, as they are iterated over, where a row has another number of values. (The driver would leave out
-    what is too much.)
+    Raises ValueError, as they are iterated over, where a row has another number of values (the driver would leave out
+    what is too much), and TypeError for one of NO_ROWS.
     """
     processors = [column.type.dialect_impl(dialect).bind_processor(dialect) for column in columns]
     counted = _counted(rows, len(columns))
@@ -146,8 +149,14 @@ def _counted(rows: Iterable[Values], values: int) -> Iterator[Values]:
     for row in rows:
         if len(row) != values:
             raise wrong_length(values)
+        if type(row) is not tuple and isinstance(row, NO_ROWS):
+            raise no_row(type(row).__name__)
         yield row
 
 
 def wrong_length(values: int) -> ValueError:
     return ValueError(f"A row has another number of values than there are columns ({values}).")
+
+
+def no_row(kind: str) -> TypeError:
+    return TypeError(f"A row is a {kind}; give its values in the order of the columns, as a tuple.")

@@ -15,12 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import Integer, UserDefinedType
 
 from worker.copying import (
+    NO_ROWS,
     Target,
     TargetColumn,
     Values,
     adapted,
     columns_of,
     driver_in_transaction,
+    no_row,
     table_of,
     wrong_length,
 )
@@ -46,8 +48,8 @@ async def update_many(
     fills; before and after it a statement that holds the planner to a join in the order of the key, and lets go of it.
     So rows are locked in that order, and of two such updates of the same rows one waits for the other, never in a
     circle. All rows are in memory at once. Those that come in the order of their key aren't sorted.
-    Raises ValueError for wrong columns and rows, the driver's own errors where it can't send a value to the temporary
-    table, and SQLAlchemy's.
+    Raises ValueError or TypeError for wrong columns and rows, the driver's own errors where it can't send a value to
+    the temporary table, and SQLAlchemy's.
     """
     target = table_of(table)
     chosen = columns_of(target, columns)
@@ -79,6 +81,9 @@ def _in_order(columns: Columns, key: Columns, rows: Iterable[Values]) -> list[Va
     given = list(rows)
     if set(map(len, given)) - {len(columns)}:
         raise wrong_length(len(columns))
+    for kind in set(map(type, given)):
+        if issubclass(kind, NO_ROWS):
+            raise no_row(kind.__name__)
     keys: list[Any] = list(map(key_of, given))
     if any(isinstance(each.type, EnumType) for each in key):
         keys = list(map(_named, keys))

@@ -176,6 +176,27 @@ async def test_rows_of_the_wrong_length_are_refused(engine: AsyncEngine, row: tu
                 await write(session, TOUCHED, columns, rows)
 
 
+@pytest.mark.parametrize("row", [{"id": 2, "v": "b"}, {2, "b"}, "2b"], ids=["mapping", "set", "text"])
+async def test_what_is_no_row_is_refused_rather_than_taken_apart(engine: AsyncEngine, row: Any) -> None:
+    """A mapping would give the names of the columns, and a text its letters."""
+    columns = list(BY_TEXT.c)
+    for write in (copy_rows, update_many, partial(upsert, key=[BY_TEXT.c.id])):
+        for rows in ([row], [("1", "a"), row]):
+            async with AsyncSession(engine) as session:
+                await session.execute(CreateTable(BY_TEXT))
+                with pytest.raises(TypeError, match=f"A row is a {type(row).__name__}; give its values"):
+                    await write(session, BY_TEXT, columns, rows)
+
+
+async def test_the_mappings_of_a_result_are_no_rows(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session:
+        await session.execute(CreateTable(BY_TEXT))
+        found = (await session.execute(select(func.lower("A").label("id"), func.lower("B").label("v")))).mappings()
+        rows: Any = found.all()
+        with pytest.raises(TypeError, match="A row is a RowMapping"):
+            await upsert(session, BY_TEXT, list(BY_TEXT.c), rows, key=[BY_TEXT.c.id])
+
+
 async def test_the_same_table_may_stand_in_another_metadata_and_have_a_serial_key(engine: AsyncEngine) -> None:
     serial = Table("serial", MetaData(), Column("id", BigInteger, Sequence("s", optional=True), primary_key=True))
     serial.append_column(Column("v", Text))
