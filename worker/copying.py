@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeAlias, cast
 
-from sqlalchemy import Column, Dialect, Table, select
+from sqlalchemy import Column, Dialect, Table, bindparam, select
 from sqlalchemy import Sequence as SequenceDefault
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
@@ -30,7 +30,8 @@ async def copy_rows(
     They are sent as they are iterated over, in PostgreSQL's binary format, so a generator takes no memory.
     Raises the driver's own errors: asyncpg.UniqueViolationError where a row is there already, asyncpg.DataError or
     TypeError for a value that its column can't hold. Nothing of the COPY is then left, and the transaction has failed.
-    Raises ValueError where a column that isn't given has a default of SQLAlchemy's, which a COPY would leave NULL.
+    Raises ValueError where a column that isn't given has a default of SQLAlchemy's, which a COPY would leave NULL, and
+    for a column whose type has a `bind_expression`.
     Sent before is a SELECT of no rows: see `settle_types`.
     """
     table = table_of(into)
@@ -133,8 +134,15 @@ def adapted(rows: Iterable[Values], columns: Sequence[Column[Any]], dialect: Dia
     """`rows` as the driver takes them: where a column's type converts its values (enums, JSON, your own), so do we.
 
     Raises ValueError, as they are iterated over, where a row has another number of values (the driver would leave out
-    what is too much), and TypeError for one of NO_ROWS.
+    what is too much), and TypeError for one of NO_ROWS. Raises ValueError at once for a type that has SQL around its
+    values, which are no part of a statement here.
     """
+    for column in columns:
+        if column.type.dialect_impl(dialect).bind_expression(bindparam(None)) is not None:
+            raise ValueError(
+                f"The type of {column} has a bind_expression, which only a statement of SQLAlchemy's applies; have "
+                "Python convert its values (process_bind_param), or write them by session.execute."
+            )
     processors = [column.type.dialect_impl(dialect).bind_processor(dialect) for column in columns]
     counted = _counted(rows, len(columns))
     if not any(processors):

@@ -11,13 +11,16 @@ from sqlalchemy import (
     NCHAR,
     BigInteger,
     Column,
+    ColumnElement,
     Enum,
     MetaData,
     Sequence,
     String,
     Table,
     Text,
+    TypeDecorator,
     func,
+    insert,
     select,
     text,
 )
@@ -27,6 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.types import TypeEngine
 
+from worker import updating
 from worker.bulk import Upserted, copy_rows, update_many, upsert
 
 META = MetaData()
@@ -174,6 +178,31 @@ async def test_rows_of_the_wrong_length_are_refused(engine: AsyncEngine, row: tu
             await session.execute(CreateTable(TOUCHED))
             with pytest.raises(ValueError, match=r"another number of values than there are columns \(2\)"):
                 await write(session, TOUCHED, columns, rows)
+
+
+class Lowered(TypeDecorator[str]):
+    """A text that the server changes on its way, as one that it encrypts."""
+
+    impl = Text
+    cache_ok = True
+
+    def bind_expression(self, bindparam: ColumnElement[str]) -> ColumnElement[str]:
+        return func.lower(bindparam)
+
+
+@pytest.mark.parametrize("staged_from", [1, 5_000])
+async def test_a_type_with_sql_around_its_values_is_refused_rather_than_written_without_it(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, staged_from: int
+) -> None:
+    monkeypatch.setattr(updating, "STAGED_FROM", staged_from)
+    table = Table("lowered", MetaData(), Column("id", BigInteger, primary_key=True), Column("v", Lowered))
+    async with AsyncSession(engine) as session:
+        await session.execute(CreateTable(table))
+        await session.execute(insert(table), [{"id": 1, "v": "ABC"}])
+        for write in (copy_rows, update_many, partial(upsert, key=[table.c.id])):
+            with pytest.raises(ValueError, match=r"The type of lowered\.v has a bind_expression"):
+                await write(session, table, list(table.c), [(1, "DEF")])
+        assert (await session.execute(select(table))).all() == [(1, "abc")]
 
 
 @pytest.mark.parametrize("row", [{"id": 2, "v": "b"}, {2, "b"}, "2b"], ids=["mapping", "set", "text"])
