@@ -10,9 +10,10 @@ from typing import Any, TypeAlias, cast
 import asyncpg
 from sqlalchemy import ARRAY, Column, CursorResult, Dialect, FromClause, Table, Update, bindparam, column, func, update
 from sqlalchemy import Enum as EnumType
-from sqlalchemy.dialects.postgresql import BIT
+from sqlalchemy.dialects.postgresql import BIT, DOMAIN
+from sqlalchemy.dialects.postgresql.ranges import AbstractMultiRange
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.types import Integer, UserDefinedType
+from sqlalchemy.types import Integer, TypeDecorator, TypeEngine, UserDefinedType
 
 from worker.copying import (
     NO_ROWS,
@@ -64,13 +65,13 @@ async def update_many(
         return 0
     arrays: Mapping[str, Values] = {}
     span: Span | None = None
-    # unnest makes one row of each value of an array of arrays, and a cast to bit(3) cuts.
-    if len(given) >= STAGED_FROM or any(isinstance(each.type, ARRAY | BIT) for each in chosen):
+    dialect = (await session.connection()).dialect
+    if len(given) >= STAGED_FROM or any(_fits_no_array(each.type, dialect) for each in chosen):
         statement = _update(target, chosen, await stage(session, target, chosen, given, counted=False))
         if span := _dense_span(chosen, key, given):
             statement = statement.where(key[0].between(*span))
     else:
-        statement, arrays = _from_arrays(target, chosen, given, (await session.connection()).dialect)
+        statement, arrays = _from_arrays(target, chosen, given, dialect)
     async with _in_key_order(driver, merging=span is not None):
         return cast("CursorResult[Any]", await session.execute(statement, arrays)).rowcount
 
@@ -98,6 +99,16 @@ def _named(key: object) -> Any:
     if isinstance(key, tuple):
         return tuple(map(_named, cast("tuple[object, ...]", key)))
     return key.name if isinstance(key, Enum) else key
+
+
+def _fits_no_array(kind: TypeEngine[Any], dialect: Dialect) -> bool:
+    """unnest makes one row of each value of an array of arrays, the driver takes a multirange for an array, and a cast
+    to bit(3) cuts.
+    """
+    plain: Any = kind.dialect_impl(dialect)
+    while isinstance(plain, TypeDecorator | DOMAIN):
+        plain = plain.data_type if isinstance(plain, DOMAIN) else plain.impl_instance
+    return isinstance(plain, ARRAY | BIT | AbstractMultiRange)
 
 
 def _from_arrays(

@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 from sqlalchemy import (
+    ARRAY,
     CHAR,
     NCHAR,
     BigInteger,
@@ -24,7 +25,7 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.dialects.postgresql import BIT
+from sqlalchemy.dialects.postgresql import BIT, DOMAIN, INT4MULTIRANGE, Range
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.schema import CreateTable
@@ -123,6 +124,32 @@ async def test_nothing_that_is_too_long_for_its_type_is_cut(
         with pytest.raises((DBAPIError, asyncpg.PostgresError), match=r"too long|length 3"):
             async with session.begin_nested():
                 await update_many(session, table, list(table.c), [(n, value) for n in range(rows)])
+
+
+class Tags(TypeDecorator[list[str]]):
+    impl = ARRAY(Text)
+    cache_ok = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (Tags(), ["a", "b"]),
+        (DOMAIN("tags", ARRAY(Text)), ["a", "b"]),
+        (INT4MULTIRANGE(), [Range(1, 3), Range(5, 7)]),
+    ],
+    ids=["decorated", "domain", "multirange"],
+)
+async def test_an_update_of_a_few_rows_sets_what_is_an_array_by_another_name(
+    engine: AsyncEngine, kind: TypeEngine[Any], value: object
+) -> None:
+    table = Table("kinds", MetaData(), Column("id", BigInteger, primary_key=True), Column("v", kind))
+    async with AsyncSession(engine) as session:
+        await (await session.connection()).run_sync(table.metadata.create_all)
+        await copy_rows(session, table, [table.c.id], [(1,), (2,), (3,)])
+        assert await update_many(session, table, list(table.c), [(1, value), (2, None), (3, [])]) == 3
+        found = await session.execute(select(table).order_by(table.c.id))
+        assert [tuple(row) for row in found] == [(1, value), (2, None), (3, [])]
 
 
 async def test_a_column_may_have_a_collation(engine: AsyncEngine) -> None:
