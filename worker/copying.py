@@ -6,8 +6,10 @@ from typing import Any, TypeAlias, cast
 
 from sqlalchemy import Column, Dialect, Table, bindparam, select
 from sqlalchemy import Sequence as SequenceDefault
+from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from worker.driver import Driver
 from worker.guard import GUARD, Guard
@@ -84,6 +86,14 @@ async def driver_in_transaction(session: AsyncSession) -> Driver:
                 "give the session an engine without that isolation level."
             )
     return driver
+
+
+def plain_type(kind: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """What stands behind a TypeDecorator or a domain."""
+    plain: Any = kind.dialect_impl(dialect)
+    while isinstance(plain, TypeDecorator | DOMAIN):
+        plain = plain.data_type if isinstance(plain, DOMAIN) else plain.impl_instance
+    return cast("TypeEngine[Any]", plain)
 
 
 async def schemas_of(session: AsyncSession) -> Mapping[str | None, str | None]:

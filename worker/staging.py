@@ -8,14 +8,18 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any, cast
 
-from sqlalchemy import BigInteger, Column, Table, TableClause, column, table
+from sqlalchemy import BigInteger, Column, FromClause, Table, column, select, table
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql import CITEXT, HSTORE, MACADDR, MACADDR8, MONEY, TSVECTOR
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from worker.copying import Values, adapted, driver_in_transaction, schemas_of, settle_types
+from worker.copying import Values, adapted, driver_in_transaction, plain_type, schemas_of, settle_types
 
 POSITION = "ratchet_position"
 """The column that counts the rows from 0, as they were given."""
 LONGEST_TARGET = 32
+NOT_IN_BINARY = (CITEXT, HSTORE, MACADDR, MACADDR8, MONEY, TSVECTOR)
+"""Types that the driver can send as texts alone, and a COPY sends no texts."""
 
 
 async def stage(
@@ -25,10 +29,11 @@ async def stage(
     rows: Iterable[Values],
     *,
     counted: bool = True,
-) -> TableClause:
+) -> FromClause:
     """Fill a temporary table that has these columns of `target`, and POSITION if `counted`.
 
     To scan it finds the rows in the order in which they were given. Another call for the same columns replaces it.
+    A column whose type is NOT_IN_BINARY is a text there, and what is returned casts it.
     """
     driver = await driver_in_transaction(session)
     await settle_types(session, columns)
@@ -39,7 +44,10 @@ async def stage(
     name = f"ratchet_{target.name[:LONGEST_TARGET]}_{sha256(shape.encode()).hexdigest()[:16]}"
     quote = dialect.identifier_preparer
     source = quote.quote(target.name) if schema is None else f"{quote.quote(schema)}.{quote.quote(target.name)}"
-    staged, own = quote.quote(name), ", ".join(quote.quote(each.name) for each in columns)
+    as_texts = {each.name for each in columns if isinstance(plain_type(each.type, dialect), NOT_IN_BINARY)}
+    quoted = {each.name: quote.quote(each.name) for each in columns}
+    own = ", ".join(f"{q}::text as {q}" if each in as_texts else q for each, q in quoted.items())
+    staged = quote.quote(name)
     position = f"0::bigint as {POSITION}, " if counted else ""
     # Every name is quoted, and none of them is a value.
     await driver.execute(
@@ -52,4 +60,9 @@ async def stage(
         given, names = ((number, *row) for number, row in enumerate(given)), [POSITION, *names]
         fields = [column(POSITION, BigInteger), *fields]
     await driver.copy_records_to_table(name, columns=names, records=cast("Any", given))
-    return table(name, *fields)
+    filled = table(name, *fields)
+    if not as_texts:
+        return filled
+    return select(
+        *(sql_cast(each, each.type).label(each.name) if each.name in as_texts else each for each in filled.c)
+    ).subquery("given")

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias, cast
 import asyncpg
 from sqlalchemy import ARRAY, Column, CursorResult, Dialect, FromClause, Table, Update, bindparam, column, func, update
 from sqlalchemy import Enum as EnumType
-from sqlalchemy.dialects.postgresql import BIT, DOMAIN
+from sqlalchemy.dialects.postgresql import BIT
 from sqlalchemy.dialects.postgresql.ranges import AbstractMultiRange
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.types import Integer, TypeDecorator, TypeEngine, UserDefinedType
+from sqlalchemy.types import Integer, TypeEngine, UserDefinedType
 
 from worker.copying import (
     NO_ROWS,
@@ -24,6 +24,7 @@ from worker.copying import (
     columns_of,
     driver_in_transaction,
     no_row,
+    plain_type,
     table_of,
     wrong_length,
 )
@@ -105,10 +106,7 @@ def _fits_no_array(kind: TypeEngine[Any], dialect: Dialect) -> bool:
     """unnest makes one row of each value of an array of arrays, the driver takes a multirange for an array, and a cast
     to bit(3) cuts.
     """
-    plain: Any = kind.dialect_impl(dialect)
-    while isinstance(plain, TypeDecorator | DOMAIN):
-        plain = plain.data_type if isinstance(plain, DOMAIN) else plain.impl_instance
-    return isinstance(plain, ARRAY | BIT | AbstractMultiRange)
+    return isinstance(plain_type(kind, dialect), ARRAY | BIT | AbstractMultiRange)
 
 
 def _from_arrays(

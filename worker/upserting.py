@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Boolean, Column, ColumnElement, Dialect, Row, Table, TableClause, func, literal_column, select
+from sqlalchemy import Boolean, Column, ColumnElement, Dialect, FromClause, Row, Table, func, literal_column, select
 from sqlalchemy.dialects.postgresql import Insert, distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
@@ -70,7 +70,7 @@ async def upsert(
 def _statement(
     table: Table,
     columns: Sequence[Column[Any]],
-    given: TableClause,
+    given: FromClause,
     key: Sequence[ColumnElement[Any]],
     also: Mapping[TargetColumn, Any],
 ) -> Insert:
@@ -107,7 +107,7 @@ def _plain(part: "TargetColumn | ColumnElement[Any]") -> ColumnElement[Any]:
     return part.expression if isinstance(part, InstrumentedAttribute) else part
 
 
-def _of(given: TableClause, expression: ColumnElement[Any]) -> ColumnElement[Any]:
+def _of(given: FromClause, expression: ColumnElement[Any]) -> ColumnElement[Any]:
     """The same expression over the temporary table's columns."""
 
     def replaced(element: Any, **_options: Any) -> Any:

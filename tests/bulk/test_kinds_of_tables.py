@@ -25,7 +25,7 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.dialects.postgresql import BIT, DOMAIN, INT4MULTIRANGE, Range
+from sqlalchemy.dialects.postgresql import BIT, DOMAIN, INT4MULTIRANGE, MACADDR, MONEY, TSVECTOR, Range
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.schema import CreateTable
@@ -150,6 +150,39 @@ async def test_an_update_of_a_few_rows_sets_what_is_an_array_by_another_name(
         assert await update_many(session, table, list(table.c), [(1, value), (2, None), (3, [])]) == 3
         found = await session.execute(select(table).order_by(table.c.id))
         assert [tuple(row) for row in found] == [(1, value), (2, None), (3, [])]
+
+
+ADDRESSES = ["08:00:2b:01:02:03", "08:00:2b:01:02:04"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "shown"),
+    [
+        (MACADDR(), ADDRESSES[0], ADDRESSES[0]),
+        (MONEY(), "1.25", "$1.25"),
+        (TSVECTOR(), "b a", "'a' 'b'"),
+        (DOMAIN("address", MACADDR), ADDRESSES[0], ADDRESSES[0]),
+    ],
+    ids=["macaddr", "money", "tsvector", "domain"],
+)
+@pytest.mark.parametrize("staged_from", [1, 5_000])
+async def test_a_type_that_the_driver_sends_as_a_text_alone_is_upserted_and_updated(
+    engine: AsyncEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: TypeEngine[Any],
+    value: str,
+    shown: str,
+    staged_from: int,
+) -> None:
+    monkeypatch.setattr(updating, "STAGED_FROM", staged_from)
+    table = Table("kinds", MetaData(), Column("id", MACADDR, primary_key=True), Column("the v", kind))
+    columns, key, (one, other) = list(table.c), [table.c.id], ADDRESSES
+    async with AsyncSession(engine) as session:
+        await (await session.connection()).run_sync(table.metadata.create_all)
+        assert await upsert(session, table, columns, [(one, value), (other, None)], key=key) == Upserted(2, 0)
+        assert await upsert(session, table, columns, [(one, None), (one, value)], key=key) == Upserted(0, 1)
+        assert await update_many(session, table, columns, [(other, value)]) == 1
+        assert (await session.execute(text('select "the v"::text from kinds'))).all() == [(shown,), (shown,)]
 
 
 async def test_a_column_may_have_a_collation(engine: AsyncEngine) -> None:
