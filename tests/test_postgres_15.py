@@ -5,10 +5,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Column, MetaData, Table, select, text, update
+from sqlalchemy.dialects.postgresql import CITEXT
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.schema import CreateTable
 
 from worker.app import App
+from worker.bulk import Upserted, update_many, upsert
 from worker.database import create_engine
 from worker.dev import EmbeddedPostgres
 from worker.errors import Permanent
@@ -67,3 +70,21 @@ async def test_jobs_run_fail_and_leave_their_runs_on_postgresql_15(url: str) -> 
         ("completed", "sql 1min", None),
         ("dead", None, "Permanent: There is nobody to greet."),
     }
+
+
+async def test_keys_of_citext_are_upserted_and_updated_and_the_last_row_of_a_key_wins(url: str) -> None:
+    """Here, since the extension comes with Debian's PostgreSQL and not with the one that is embedded."""
+    table = Table("insensitive", MetaData(), Column("id", CITEXT, primary_key=True), Column("v", CITEXT))
+    columns, key = list(table.c), [table.c.id]
+    engine = create_engine(url, pool_size=1, application="ratchet test")
+    async with AsyncSession(engine) as session:
+        await session.execute(text("create extension citext"))
+        await session.execute(CreateTable(table))
+        assert await upsert(session, table, columns, [("a", "first"), ("A", "last")], key=key) == Upserted(1, 0)
+        assert await upsert(session, table, columns, [("A", "again"), ("b", "b")], key=key) == Upserted(1, 1)
+        for keys in ("aA", "Aa"):
+            rows = [(keys[0], "first"), (keys[1], "last"), ("c", "nobody")]
+            assert await update_many(session, table, columns, rows) == 1
+            assert (await session.execute(select(table).order_by(table.c.id))).all() == [("A", "last"), ("b", "b")]
+            await session.execute(update(table).values(v="old").where(table.c.id == "a"))
+    await engine.dispose()

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any, cast
 
-from sqlalchemy import BigInteger, Column, FromClause, Table, column, select, table
+from sqlalchemy import BigInteger, Column, ColumnElement, FromClause, Select, Table, column, select, table
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql import CITEXT, HSTORE, MACADDR, MACADDR8, MONEY, TSVECTOR
+from sqlalchemy.dialects.postgresql import CITEXT, HSTORE, MACADDR, MACADDR8, MONEY, TSVECTOR, distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.copying import Values, adapted, driver_in_transaction, plain_type, schemas_of, settle_types
@@ -66,3 +66,11 @@ async def stage(
     return select(
         *(sql_cast(each, each.type).label(each.name) if each.name in as_texts else each for each in filled.c)
     ).subquery("given")
+
+
+def last_of_each(
+    given: FromClause, columns: Sequence[Column[Any]], key: Sequence[ColumnElement[Any]]
+) -> Select[*tuple[Any, ...]]:
+    """The last row of each key, as PostgreSQL compares them, in the order of the key. `given` is `counted`."""
+    rows = select(*(given.c[each.name] for each in columns)).ext(distinct_on(*key))
+    return rows.order_by(*key, given.c[POSITION].desc())

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Boolean, Column, ColumnElement, Dialect, FromClause, Row, Table, func, literal_column, select
-from sqlalchemy.dialects.postgresql import Insert, distinct_on, insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.visitors import replacement_traverse
 
 from worker.copying import Target, TargetColumn, Values, columns_of, left_out, table_of
-from worker.staging import POSITION, stage
+from worker.staging import last_of_each, stage
 
 NO_LOCKER = literal_column("xmax = 0", Boolean)
 """A row version that this statement made anew has no xmax; one that it updated was locked first, and has."""
@@ -76,8 +76,7 @@ def _statement(
 ) -> Insert:
     names = [column.name for column in columns]
     over = [_of(given, part) for part in key]
-    last = select(*(given.c[name] for name in names)).ext(distinct_on(*over))
-    statement = insert(table).from_select(names, last.order_by(*over, given.c[POSITION].desc()))
+    statement = insert(table).from_select(names, last_of_each(given, columns, over))
     fixed = {part.name for part in key if isinstance(part, Column)}
     # To set a plain column of the key would take a stronger lock. Where there is nothing else, it is set all the same,
     # so that the row is locked and counted.

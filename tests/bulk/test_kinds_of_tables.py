@@ -1,6 +1,7 @@
 """What `update_many` and `upsert` do with tables, keys and values of some kinds, and the order in which they write."""
 
 import enum
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -13,13 +14,16 @@ from sqlalchemy import (
     BigInteger,
     Column,
     ColumnElement,
+    Dialect,
     Enum,
     MetaData,
+    Numeric,
     Sequence,
     String,
     Table,
     Text,
     TypeDecorator,
+    Uuid,
     func,
     insert,
     select,
@@ -103,10 +107,10 @@ async def test_a_text_that_is_too_long_is_refused_and_not_cut(engine: AsyncEngin
         await session.execute(CreateTable(SHORT))
         columns = list(SHORT.c)
         await copy_rows(session, SHORT, columns, [("a", "old")])
-        with pytest.raises(DBAPIError, match="too long"):
+        with pytest.raises((DBAPIError, asyncpg.PostgresError), match="too long"):
             async with session.begin_nested():
                 await update_many(session, SHORT, columns, [("a", "longer")])
-        assert await update_many(session, SHORT, columns, [("a", "new"), ("a and more", "?")]) == 1
+        assert await update_many(session, SHORT, columns, [("a", "new"), ("b", "?")]) == 1
         assert (await session.execute(select(SHORT))).all() == [("a ", "new")]
 
 
@@ -124,6 +128,44 @@ async def test_nothing_that_is_too_long_for_its_type_is_cut(
         with pytest.raises((DBAPIError, asyncpg.PostgresError), match=r"too long|length 3"):
             async with session.begin_nested():
                 await update_many(session, table, list(table.c), [(n, value) for n in range(rows)])
+
+
+class Folded(TypeDecorator[str]):
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's own
+        return value and value.casefold()
+
+
+@pytest.mark.parametrize(
+    ("kind", "earlier", "later"),
+    [
+        (CHAR(3), "a", "a "),
+        (Numeric(9, 2), Decimal("1.001"), Decimal("1.002")),
+        (Uuid(as_uuid=False), "0000000000000000000000000000000A", "0000000000000000000000000000000a"),
+        (Folded(), "A", "a"),
+    ],
+    ids=["char", "numeric", "uuid", "decorated"],
+)
+@pytest.mark.parametrize("staged_from", [1, 5_000])
+async def test_of_two_keys_that_are_one_to_postgresql_alone_the_last_row_wins(
+    engine: AsyncEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: TypeEngine[Any],
+    earlier: object,
+    later: object,
+    staged_from: int,
+) -> None:
+    monkeypatch.setattr(updating, "STAGED_FROM", staged_from)
+    table = Table("kinds", MetaData(), Column("id", kind, primary_key=True), Column("v", Text))
+    async with AsyncSession(engine) as session:
+        await session.execute(CreateTable(table))
+        await copy_rows(session, table, list(table.c), [(later, "old")])
+        for keys in ((earlier, later), (later, earlier)):
+            rows = [(keys[0], "first"), (keys[1], "last")]
+            assert await update_many(session, table, list(table.c), rows) == 1
+            assert (await session.scalars(select(table.c.v))).all() == ["last"]
 
 
 class Tags(TypeDecorator[list[str]]):
