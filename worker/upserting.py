@@ -74,16 +74,15 @@ def _statement(
     key: Sequence[ColumnElement[Any]],
     also: Mapping[TargetColumn, Any],
 ) -> Insert:
-    names = [column.name for column in columns]
     over = [_of(given, part) for part in key]
-    statement = insert(table).from_select(names, last_of_each(given, columns, over))
+    statement = insert(table).from_select([column.key for column in columns], last_of_each(given, columns, over))
     fixed = {part.name for part in key if isinstance(part, Column)}
     # To set a plain column of the key would take a stronger lock. Where there is nothing else, it is set all the same,
     # so that the row is locked and counted.
-    changed = [name for name in names if name not in fixed] or names
-    new = {name: statement.excluded[name] for name in changed} | {
-        column.expression.name: value for column, value in also.items()
-    }
+    changed = [column for column in columns if column.name not in fixed] or columns
+    new = {column.key: statement.excluded[column.key] for column in changed}
+    if also:
+        new |= zip((column.key for column in columns_of(table, list(also))), also.values(), strict=True)
     return statement.on_conflict_do_update(index_elements=key, set_=new)
 
 
@@ -110,7 +109,11 @@ def _of(given: FromClause, expression: ColumnElement[Any]) -> ColumnElement[Any]
     """The same expression over the temporary table's columns."""
 
     def replaced(element: Any, **_options: Any) -> Any:
-        return given.c[element.name] if isinstance(element, Column) else None
+        if not isinstance(element, Column):
+            return None
+        if element.name not in given.c:
+            raise ValueError(f"The key of an upsert has {element}, which the rows don't; give it with the columns.")
+        return given.c[element.name]
 
     over_given: ColumnElement[Any] = replacement_traverse(expression, {}, replaced)
     return over_given

@@ -37,6 +37,7 @@ from sqlalchemy.types import TypeEngine
 
 from worker import updating
 from worker.bulk import Upserted, copy_rows, update_many, upsert
+from worker.copying import TargetColumn
 
 META = MetaData()
 BY_NUMBER = Table("by_number", META, Column("id", BigInteger, primary_key=True), Column("v", Text))
@@ -326,6 +327,30 @@ async def test_the_mappings_of_a_result_are_no_rows(engine: AsyncEngine) -> None
         rows: Any = found.all()
         with pytest.raises(TypeError, match="A row is a RowMapping"):
             await upsert(session, BY_TEXT, list(BY_TEXT.c), rows, key=[BY_TEXT.c.id])
+
+
+async def test_a_column_may_have_another_key_than_its_name(engine: AsyncEngine) -> None:
+    """`a` is the key of the column "b", and the other way round."""
+    number: Column[Any] = Column("id", BigInteger, key="number", primary_key=True)
+    a, b = Column[Any]("b", Text, key="a"), Column[Any]("a", Text, key="b")
+    keyed = Table("keyed", MetaData(), number, a, b)
+    columns: list[Column[Any]] = [number, a, b]
+    also: dict[TargetColumn, Any] = {b: func.upper(b)}
+    async with AsyncSession(engine) as session:
+        await session.execute(CreateTable(keyed))
+        assert await copy_rows(session, keyed, columns, [(1, "a", "b")]) == 1
+        assert await upsert(session, keyed, columns, [(1, "c", "d"), (2, "e", "f")], key=[number]) == Upserted(1, 1)
+        assert await upsert(session, keyed, columns, [(1, "g", "h")], key=[number], also=also) == Upserted(0, 1)
+        assert await update_many(session, keyed, columns, [(2, "i", "j")]) == 1
+        found = await session.execute(text("select id, b, a from keyed order by id"))
+        assert [tuple(row) for row in found] == [(1, "g", "D"), (2, "i", "j")]
+
+
+async def test_a_key_that_the_rows_lack_is_told(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session:
+        await session.execute(CreateTable(BY_NUMBER))
+        with pytest.raises(ValueError, match=r"The key of an upsert has by_number\.id, which the rows don't"):
+            await upsert(session, BY_NUMBER, [BY_NUMBER.c.v], [("a",)], key=[BY_NUMBER.c.id])
 
 
 async def test_the_same_table_may_stand_in_another_metadata_and_have_a_serial_key(engine: AsyncEngine) -> None:
