@@ -35,10 +35,13 @@ class Position(BaseModel):
     size: int
     """Of the whole file, in bytes."""
     mtime_ns: int
-    """As long as size and time are the same the file isn't hashed again."""
+    """As long as size and times are the same the file isn't hashed again."""
     sha256: str
     rows: int | None = None
     """How many are before it. None, in a cursor of an earlier version: about as many as lines."""
+    ctime_ns: int | None = None
+    """Nobody can set this one: what keeps the time of a file (`cp -p`, `rsync -t`, an archive) sets `mtime` alone.
+    None, in a cursor of an earlier version: it is hashed once more."""
     parted: bool = False
     """Whether the next row may belong to the one before it, with which a chunk had to end."""
 
@@ -139,13 +142,21 @@ def _begin(lines: Lines, stat: os.stat_result, sha256: str, name: str, header: t
         line += taken
     if row is None or row.fields != header:
         raise Permanent(f"The file {name!r} doesn't begin with the header {','.join(header)} in UTF-8; add it.")
-    return Position(offset=lines.offset, line=line, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256, rows=0)
+    return Position(
+        offset=lines.offset,
+        line=line,
+        size=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        ctime_ns=stat.st_ctime_ns,
+        sha256=sha256,
+        rows=0,
+    )
 
 
 def _unchanged(file: BufferedReader, name: str, start: Position) -> Position:
-    """`start`, with the file's time as it is now. Asked after reading: what was read is of the file that was hashed."""
+    """`start`, with the times that it has now. Asked after reading: what was read is of the file that was hashed."""
     stat = os.fstat(file.fileno())
-    if (stat.st_size, stat.st_mtime_ns) == (start.size, start.mtime_ns):
+    if (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) == (start.size, start.mtime_ns, start.ctime_ns):
         return start
     place = file.tell()
     file.seek(0)
@@ -156,4 +167,4 @@ def _unchanged(file: BufferedReader, name: str, start: Position) -> Position:
             f"The file {name!r} changed while it was imported, at line {start.line}; "
             "put it back as it was and replay the job, or import the new one by a job of its own."
         )
-    return start.model_copy(update={"mtime_ns": stat.st_mtime_ns})
+    return start.model_copy(update={"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns})

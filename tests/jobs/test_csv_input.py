@@ -273,6 +273,32 @@ def test_a_changed_file_is_refused(path: Path) -> None:
         read_rows(path, HEADER, position, 1, max_unpacked=MAX_UNPACKED)
 
 
+def test_so_is_one_that_was_replaced_by_one_of_the_same_size_and_time(path: Path) -> None:
+    path.write_bytes(b"email,name\na@x,A\nb@x,B\n")
+    os.utime(path, ns=(0, 0))
+    before = path.stat()
+    position = read_rows(path, HEADER, None, 1, max_unpacked=MAX_UNPACKED).next
+    other = path.with_name("other.csv")
+    other.write_bytes(b"email,name\na@x,A\nc@x,C\n")
+    other.replace(path)
+    os.utime(path, ns=(0, 0))  # as an archive may set it
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the clock's grain
+        os.utime(path, ns=(0, 0))
+    with pytest.raises(Permanent, match=r"'users\.csv' changed while it was imported, at line 3"):
+        read_rows(path, HEADER, position, 1, max_unpacked=MAX_UNPACKED)
+
+
+def test_a_cursor_of_before_the_second_time_goes_on(path: Path) -> None:
+    path.write_bytes(b"email,name\na@x,A\nb@x,B\nc@x,C\n")
+    position = read_rows(path, HEADER, None, 1, max_unpacked=MAX_UNPACKED).next
+    assert position is not None
+    earlier = Position.model_validate_json(position.model_dump_json(exclude={"ctime_ns"}))
+    rows = read_rows(path, HEADER, earlier, 1, max_unpacked=MAX_UNPACKED)
+    assert told(rows.rows) == [(3, ("b@x", "B"))]
+    assert rows.next is not None
+    assert rows.next.ctime_ns == position.ctime_ns
+
+
 def test_a_file_that_was_only_touched_is_read_on(path: Path) -> None:
     path.write_bytes(b"email,name\na@x,A\nb@x,B\nc@x,C\n")
     position = read_rows(path, HEADER, None, 1, max_unpacked=MAX_UNPACKED).next
