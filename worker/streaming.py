@@ -3,11 +3,12 @@
 Each is one statement in the session's own transaction, so it sees one snapshot however long it takes.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from datetime import timedelta
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from math import isfinite
 from typing import Any, TypeAlias, TypeVarTuple
+from typing import cast as cast_type
 
 from sqlalchemy import BindParameter, ColumnElement, Row, Select, Text, cast, func, select
 from sqlalchemy.exc import CompileError
@@ -135,8 +136,8 @@ async def _literally(session: AsyncSession, statement: AnySelect) -> str:
     """COPY takes no parameters."""
     if any(map(_reads_otherwise, visitors.iterate(statement))):
         raise Permanent(
-            "COPY takes no parameters, and SQLAlchemy's literal of bytes, of a timedelta or of NaN and infinity "
-            "is another value than the parameter; cast a text to its type."
+            "COPY takes no parameters, and SQLAlchemy's literal of bytes, of a timedelta, of NaN and infinity, or "
+            "of the first and the last date is another value than the parameter; cast a text to its type."
         )
     schemas: dict[str, Any] = {}
     if names := statement.get_execution_options().get("schema_translate_map") or await schemas_of(session):
@@ -151,16 +152,30 @@ async def _literally(session: AsyncSession, statement: AnySelect) -> str:
         ) from None
 
 
+INFINITIES = (date.min, date.max, datetime.min, datetime.max)  # noqa: DTZ901 - these alone, and none of a zone
+"""What the driver sends as -infinity and infinity."""
+
+
 def _reads_otherwise(element: object) -> bool:
     """Bytes are written as bytea's text, which has escapes; a timedelta in seconds, which makes no days."""
     if not isinstance(element, BindParameter):
         return False
     given: Any = element.effective_value  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # of any type
-    values: list[Any] = list(given) if isinstance(given, list | tuple) else [given]  # pyright: ignore[reportUnknownArgumentType]
     return any(
-        isinstance(value, bytes | timedelta) or (isinstance(value, float | Decimal) and not isfinite(value))
-        for value in values
+        isinstance(value, bytes | bytearray | timedelta)
+        or (isinstance(value, float | Decimal) and not isfinite(value))
+        or (isinstance(value, date) and value in INFINITIES)
+        for value in _each(given)
     )
+
+
+def _each(given: Any) -> Iterator[object]:
+    """The values of a list, or of lists in it; what is no list is one itself."""
+    if isinstance(given, list | tuple):
+        for value in cast_type("Iterable[object]", given):
+            yield from _each(value)
+    else:
+        yield given
 
 
 def _has_entities(statement: AnySelect) -> bool:

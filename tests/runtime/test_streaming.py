@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -191,8 +191,16 @@ async def test_what_goes_straight_to_the_driver_is_rolled_back_with_the_session(
     assert await names(bench) == []
 
 
-@pytest.mark.parametrize("value", [rb"\x41", timedelta(days=1), math.nan, Decimal("NaN")], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [
+        rb"\x41", bytearray(rb"\x41"), timedelta(days=1), math.nan, Decimal("NaN"),
+        date.max, date.min, datetime.max, datetime.min,  # noqa: DTZ901 - a zone makes others of them
+    ],
+    ids=repr,
+)  # fmt: skip
 async def test_a_value_whose_literal_is_another_one_is_refused(session: AsyncSession, value: object) -> None:
-    for statement in (select(literal(value)), select(N).where(literal_column("1").in_([value]))):
+    listed = literal([[value]], ARRAY(literal(value).type))
+    for statement in (select(literal(value)), select(N).where(literal_column("1").in_([value])), select(listed)):
         with pytest.raises(Permanent, match="is another value than the parameter; cast a text to its type"):
             await copy_csv(session, statement, bytearray().extend)
