@@ -9,11 +9,11 @@ from typing import Any, BinaryIO
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from worker.copying import copy_rows
+from worker.bulk.copying import copy_rows
+from worker.bulk.streaming import stream
 from worker.models import Reject
 from worker.run import current_run
 from worker.shield import in_thread
-from worker.streaming import stream
 from worker.whole import in_threads, written_whole
 
 ROWS_AT_ONCE = 100

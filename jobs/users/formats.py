@@ -9,8 +9,8 @@ from sqlalchemy import Boolean, ColumnElement, DateTime, Text, cast
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.bulk import AnySelect, copy_csv, copy_ndjson
+from worker.bulk.streaming import Write
 from worker.errors import Permanent
-from worker.streaming import Write
 from worker.whole import in_threads
 
 COLUMNS = ("id", "email", "name", "is_active", "last_seen_at", "created_at")

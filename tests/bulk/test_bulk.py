@@ -14,9 +14,8 @@ from sqlalchemy.schema import CreateTable
 
 from jobs.users.models import User
 from tests.support.waiting import wait_until
-from worker import updating
 from worker.app import App
-from worker.bulk import Upserted, copy_csv, copy_ndjson, copy_rows, update_many, upsert
+from worker.bulk import Upserted, copy_csv, copy_ndjson, copy_rows, update_many, updating, upsert
 from worker.errors import SessionMisuse
 from worker.handler import Handler
 from worker.job import Job

@@ -35,9 +35,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.types import TypeEngine
 
-from worker import updating
-from worker.bulk import Upserted, copy_rows, update_many, upsert
-from worker.copying import TargetColumn
+from worker.bulk import Upserted, copy_rows, update_many, updating, upsert
+from worker.bulk.copying import TargetColumn
 
 META = MetaData()
 BY_NUMBER = Table("by_number", META, Column("id", BigInteger, primary_key=True), Column("v", Text))

@@ -16,6 +16,7 @@ from tests.faults.stage import Stage, lines_are_known
 from worker import (
     availability,
     broker,
+    bulk,
     consumer,
     database,
     listen,
@@ -54,8 +55,13 @@ RELEASED = ("BUSY", "OFFER_AGAIN")
 @pytest.fixture(scope="session")
 def modules() -> dict[str, ModuleType]:
     """Every module of the runtime itself, by its name. A person's commands, `worker.cli`, carry out no job."""
-    inside = (worker.__path__, ""), (suspects.__path__, "suspects."), (reporting.__path__, "reporting.")
-    found = [each.name for path, prefix in inside for each in pkgutil.iter_modules(path, prefix) if not each.ispkg]
+    folders = {"": worker, "bulk.": bulk, "suspects.": suspects, "reporting.": reporting}
+    found = [
+        each.name
+        for prefix, folder in folders.items()
+        for each in pkgutil.iter_modules(folder.__path__, prefix)
+        if not each.ispkg
+    ]
     return {name: importlib.import_module(f"worker.{name}") for name in found if name != "__main__"}
 
 

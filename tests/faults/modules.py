@@ -41,13 +41,13 @@ STRUCK = {
 
 LEFT_OUT = {
     "brakes": "one look before a chunk; whatever it raises the chunk meets as its own",
-    "copying": "statements in a handler's own transaction",
+    "bulk.copying": "statements in a handler's own transaction",
     "keys": "statements in a handler's own transaction",
     "redis_connection": "a client's connection; a failure of it is one of whoever asked",
-    "staging": "statements in a handler's own transaction",
-    "streaming": "statements in a handler's own transaction",
-    "updating": "statements in a handler's own transaction",
-    "upserting": "statements in a handler's own transaction",
+    "bulk.staging": "statements in a handler's own transaction",
+    "bulk.streaming": "statements in a handler's own transaction",
+    "bulk.updating": "statements in a handler's own transaction",
+    "bulk.upserting": "statements in a handler's own transaction",
     "whole": "a file of a handler",
     "arq_functions": "plain arq functions: no ledger stands behind them",
     "broker": "makes a client; a failure of that is one of the first command",

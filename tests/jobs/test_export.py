@@ -194,7 +194,7 @@ async def test_an_export_is_of_one_moment(
         return await in_thread(function, *arguments)
 
     before = [user_id for (user_id,) in await heavy.rows("select id from users order by id")]
-    monkeypatch.setattr("worker.streaming.in_thread", change_and_go_on)
+    monkeypatch.setattr("worker.bulk.streaming.in_thread", change_and_go_on)
     result = await heavy.result(ExportUsers.model_validate({"path": "users", "format": kind}))
     assert result["rows"] == 200
     assert pieces > 1
@@ -214,7 +214,7 @@ async def test_a_cancelled_export_leaves_nothing(
 
     job = ExportUsers.model_validate({"path": "users", "format": kind})
     with monkeypatch.context() as patched:
-        patched.setattr("worker.streaming.in_thread", stop_here)
+        patched.setattr("worker.bulk.streaming.in_thread", stop_here)
         attempt = asyncio.create_task(heavy.outcome(job))
         await asyncio.wait_for(writing.wait(), 20)
         assert len(names(tmp_path)) == 1  # the draft
@@ -229,7 +229,7 @@ async def test_a_timeout_leaves_nothing(heavy: Shop, tmp_path: Path, monkeypatch
     async def never(function: Callable[..., object], *arguments: object) -> object:
         return await asyncio.Event().wait()
 
-    monkeypatch.setattr("worker.streaming.in_thread", never)
+    monkeypatch.setattr("worker.bulk.streaming.in_thread", never)
     export = Handler(ExportUsers, partial(export_users, files=Files(tmp_path)), timeout=timedelta(milliseconds=200))
     outcome = await Shop(App(handlers=[export]), heavy.engine).outcome(ExportUsers(path="users.csv"))
     assert isinstance(outcome, Retrying)

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import Bench, Note, Taken, effect
 from worker.bulk import copy_csv, copy_ndjson, stream
-from worker.copying import driver_in_transaction
+from worker.bulk.copying import driver_in_transaction
 from worker.errors import Permanent
 from worker.handler import Handler
 from worker.outcome import Completed, Retrying

@@ -11,9 +11,9 @@ work in a handler, in `worker.testing.perform` and in any other AsyncSession. Wh
 `docs/adr/0017-bulk-writes.md`.
 """
 
-from worker.copying import copy_rows
-from worker.streaming import AnySelect, copy_csv, copy_ndjson, stream
-from worker.updating import update_many
-from worker.upserting import Upserted, upsert
+from worker.bulk.copying import copy_rows
+from worker.bulk.streaming import AnySelect, copy_csv, copy_ndjson, stream
+from worker.bulk.updating import update_many
+from worker.bulk.upserting import Upserted, upsert
 
 __all__ = ["AnySelect", "Upserted", "copy_csv", "copy_ndjson", "copy_rows", "stream", "update_many", "upsert"]

@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.visitors import replacement_traverse
 
-from worker.copying import Target, TargetColumn, Values, columns_of, left_out, table_of
-from worker.staging import last_of_each, stage
+from worker.bulk.copying import Target, TargetColumn, Values, columns_of, left_out, table_of
+from worker.bulk.staging import last_of_each, stage
 
 NO_LOCKER = literal_column("xmax = 0", Boolean)
 """A row version that this statement made anew has no xmax; one that it updated was locked first, and has."""

@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql.ranges import AbstractMultiRange
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import Integer, TypeEngine, UserDefinedType
 
-from worker.copying import (
+from worker.bulk.copying import (
     NO_ROWS,
     Target,
     TargetColumn,
@@ -46,8 +46,8 @@ from worker.copying import (
     table_of,
     wrong_length,
 )
+from worker.bulk.staging import last_of_each, stage
 from worker.driver import Driver
-from worker.staging import last_of_each, stage
 
 Columns: TypeAlias = Sequence[Column[Any]]
 Span: TypeAlias = tuple[int, int]

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.sql import visitors
 from sqlalchemy.types import TypeEngine
 
-from worker.copying import driver_in_transaction, schemas_of
+from worker.bulk.copying import driver_in_transaction, schemas_of
 from worker.errors import Permanent
 from worker.shield import in_thread
 

@@ -13,7 +13,7 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import CITEXT, HSTORE, MACADDR, MACADDR8, MONEY, TSVECTOR, distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from worker.copying import Values, adapted, driver_in_transaction, plain_type, schemas_of, settle_types
+from worker.bulk.copying import Values, adapted, driver_in_transaction, plain_type, schemas_of, settle_types
 
 POSITION = "ratchet_position"
 """The column that counts the rows from 0, as they were given."""
