@@ -40,7 +40,7 @@ class BatchTransactor:
         async with connected(self._engine, guard) as connection:
             with in_ledger():
                 driver = await begin(connection, works[0].handler.isolation)
-                begun = await ledger.begin(driver, runs, works[0].limits)
+                begun = await ledger.begin(driver, runs, works[0].timeouts)
                 ended = [run for run, one in zip(runs, begun, strict=True) if isinstance(one, Ended)]
                 if ended:
                     await ledger.take_rows(driver, ended)

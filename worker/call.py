@@ -19,7 +19,7 @@ from worker.flushing import flush_all
 from worker.guard import Guard
 from worker.handler import AnyHandler, BatchHandler, ChunkedHandler, Handler
 from worker.job import Job
-from worker.ledger import Begun, Identity, Limits
+from worker.ledger import Begun, Identity, Timeouts
 from worker.partitions import Split
 from worker.run import CurrentRun, Tell, current_of, running
 
@@ -43,15 +43,15 @@ class Work:
     """Of a chunked job."""
 
     @property
-    def limits(self) -> Limits:
+    def timeouts(self) -> Timeouts:
         """What PostgreSQL holds its transactions to."""
         handler = self.handler
-        return _limits(handler.statement_timeout, handler.lock_timeout, handler.timeout)
+        return _timeouts(handler.statement_timeout, handler.lock_timeout, handler.timeout)
 
 
 @cache
-def _limits(statement: timedelta | None, lock: timedelta | None, timeout: timedelta) -> Limits:
-    return Limits(statement, lock, timeout + BEYOND)
+def _timeouts(statement: timedelta | None, lock: timedelta | None, timeout: timedelta) -> Timeouts:
+    return Timeouts(statement, lock, timeout + BEYOND)
 
 
 def call(

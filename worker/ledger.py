@@ -93,7 +93,7 @@ class NotDue:
     delay: timedelta
 
 
-class Limits(NamedTuple):
+class Timeouts(NamedTuple):
     """What PostgreSQL holds the attempt's transaction to."""
 
     statement: timedelta | None
@@ -108,7 +108,7 @@ _IS_17 = "current_setting('server_version_num')::int >= 170000"
 
 # transaction_timeout came with PostgreSQL 17. Before it, an idle transaction of a stopped worker is what must end.
 # Either may be the role's own and shorter; one that runs already is set anew only from zero.
-def set_limits(statement_ms: str, lock_ms: str, transaction_ms: str) -> str:
+def timeout_columns(statement_ms: str, lock_ms: str, transaction_ms: str) -> str:
     """Five columns of a select; the arguments are placeholders."""
     return f"""
     set_config('statement_timeout', coalesce({statement_ms}, current_setting('statement_timeout')), true),
@@ -119,11 +119,11 @@ def set_limits(statement_ms: str, lock_ms: str, transaction_ms: str) -> str:
     """
 
 
-_LIMIT = text(f"select {set_limits(':statement_ms', ':lock_ms', ':transaction_ms')}")
+_SET_TIMEOUTS = text(f"select {timeout_columns(':statement_ms', ':lock_ms', ':transaction_ms')}")
 
 # A delivery from the outbox that has no outbox row is admitted only to a run that exists: it was final and was pruned,
-# or the message is an old snapshot's. The limits are set once the row is locked: the wait for it has the connection's
-# own lock_timeout, the handler's statements have the handler's.
+# or the message is an old snapshot's. The timeouts are set once the row is locked: the wait for it has the
+# connection's own lock_timeout, the handler's statements have the handler's.
 #
 # A direct job that has no run yet may be marked done at once ($9): that is undone unless the handler's work commits
 # with it, and the mark needs no statement of its own (docs/adr/0016).
@@ -144,7 +144,7 @@ with admitted as (
 select status, attempt, case when not is_marked then result end, error, created_at,
     next_at - clock_timestamp() as wait, is_marked, pg_current_xact_id()::text as transaction,
     is_parted,
-    {set_limits("$6", "$7", "$8")}
+    {timeout_columns("$6", "$7", "$8")}
 from locked
 """
 
@@ -185,13 +185,13 @@ select exists (select from worker.outbox where id = :id)
 """)
 
 
-async def begin(ask: Ask, run: Identity, limits: Limits, *, marks: bool) -> Begun | Ended | NotDue:
-    """Insert or lock the run, and set the transaction's limits. `marks`: a new run is marked done at once.
+async def begin(ask: Ask, run: Identity, timeouts: Timeouts, *, marks: bool) -> Begun | Ended | NotDue:
+    """Insert or lock the run, and set the transaction's timeouts. `marks`: a new run is marked done at once.
 
     `ask` may begin the transaction, too. Raises asyncpg's error with SQLSTATE 55P03 where another transaction holds the
     run for longer than the lock timeout.
     """
-    given = (run.job_id, run.enqueued_ms, run.name, run.queue, run.from_outbox, *milliseconds(limits).values(), marks)
+    given = (run.job_id, run.enqueued_ms, run.name, run.queue, run.from_outbox, *milliseconds(timeouts).values(), marks)
     row = await ask(_BEGIN, *given)
     if row is None:
         return Ended(None)
@@ -205,22 +205,22 @@ async def begin(ask: Ask, run: Identity, limits: Limits, *, marks: bool) -> Begu
     return Begun(failures, created_at, transaction, marked_at, is_parted)
 
 
-def limit(connection: Connection, limits: Limits) -> None:
-    """Set the limits of a transaction that has no run."""
-    connection.execute(_LIMIT, milliseconds(limits))
+def set_timeouts(connection: Connection, timeouts: Timeouts) -> None:
+    """Set those of a transaction that has no run."""
+    connection.execute(_SET_TIMEOUTS, milliseconds(timeouts))
 
 
 @cache
-def milliseconds(limits: Limits) -> Mapping[str, str | None]:
-    """What `set_limits` is given, in its order. There are as many limits as handlers."""
+def milliseconds(timeouts: Timeouts) -> Mapping[str, str | None]:
+    """What `timeout_columns` is given, in its order. There are as many as handlers, at most."""
 
-    def ms(limit: timedelta) -> str:
-        return str(max(1, int(limit.total_seconds() * 1000)))
+    def ms(timeout: timedelta) -> str:
+        return str(max(1, int(timeout.total_seconds() * 1000)))
 
     return {
-        "statement_ms": ms(limits.statement) if limits.statement else None,
-        "lock_ms": ms(limits.lock) if limits.lock else "0",
-        "transaction_ms": ms(limits.transaction),
+        "statement_ms": ms(timeouts.statement) if timeouts.statement else None,
+        "lock_ms": ms(timeouts.lock) if timeouts.lock else "0",
+        "transaction_ms": ms(timeouts.transaction),
     }
 
 

@@ -6,11 +6,11 @@ from datetime import timedelta
 
 from worker.driver import Driver
 from worker.errors import TransactionEnded
-from worker.ledger import FINAL, IS_ITS_OWN, Begun, Ended, Identity, Limits, NotDue, milliseconds, set_limits
+from worker.ledger import FINAL, IS_ITS_OWN, Begun, Ended, Identity, NotDue, Timeouts, milliseconds, timeout_columns
 
 # The rules are those of ledger.py's begin. New runs are inserted in the order of their keys, so that two batches can't
 # wait for each other. A run that is there already and that somebody holds is passed over; one that somebody is just
-# inserting is waited for. What isn't returned is held, or isn't admitted. The limits are set when all is locked.
+# inserting is waited for. What isn't returned is held, or isn't admitted. The timeouts are set when all is locked.
 # Outbox rows are counted, since the planner would make a hash of the whole outbox to look for one in it.
 # New direct runs are marked done at once, as ledger.py's may be. Numbers come as texts (lanes.numbers says why).
 _BEGIN = f"""
@@ -34,13 +34,13 @@ with asked as (
     for update of run skip locked
 ), locked as (
     select * from inserted union all select * from known
-), limits as materialized (
-    select {set_limits("$6", "$7", "$8")}, pg_current_xact_id()::text as transaction
+), timeouts as materialized (
+    select {timeout_columns("$6", "$7", "$8")}, pg_current_xact_id()::text as transaction
     from (select count(*) from locked) as all_are_locked
 )
 select id, enqueued_ms, status, attempt, result, error, created_at, next_at - clock_timestamp() as wait, is_marked,
     transaction
-from locked cross join limits
+from locked cross join timeouts
 """  # noqa: S608 - put together from constants
 
 _TAKE_ROWS = f"""
@@ -66,8 +66,8 @@ select count(*) from marked
 """  # noqa: S608 - as above
 
 
-async def begin(driver: Driver, runs: Sequence[Identity], limits: Limits) -> list[Begun | Ended | NotDue | None]:
-    """Insert or lock the runs, and set the transaction's limits. None: it isn't to be had, and `ledger.begin` says why.
+async def begin(driver: Driver, runs: Sequence[Identity], timeouts: Timeouts) -> list[Begun | Ended | NotDue | None]:
+    """Insert or lock the runs, and set the transaction's timeouts. None: it isn't to be had; `ledger.begin` says why.
 
     Raises asyncpg's error with SQLSTATE 55P03 where another transaction is inserting one of them and doesn't end.
     """
@@ -76,7 +76,7 @@ async def begin(driver: Driver, runs: Sequence[Identity], limits: Limits) -> lis
         [run.name for run in runs],
         [run.queue for run in runs],
         [str(run.from_outbox) for run in runs],
-        *milliseconds(limits).values(),
+        *milliseconds(timeouts).values(),
     )
     found: dict[tuple[str, int], Begun | Ended | NotDue] = {}
     rows, now = await driver.fetch(_BEGIN, *given), time.monotonic()

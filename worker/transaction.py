@@ -91,7 +91,7 @@ class Transactor:
         with in_ledger():
             # A chunk mostly isn't the last, and a job's outbox row may still be its relay's for a moment.
             marks = not isinstance(work.handler, ChunkedHandler) and not work.run.from_outbox
-            begin_run = partial(ledger.begin, run=work.run, limits=work.limits, marks=marks)
+            begin_run = partial(ledger.begin, run=work.run, timeouts=work.timeouts, marks=marks)
             try:
                 return await begin_run(partial(begin_with, connection, isolation))
             except asyncpg.PostgresError as error:

@@ -28,11 +28,11 @@ WORK = "ratchet_work"
 
 
 class UnkeptSession(GuardedSession):
-    """A session that sets its attempt's guard and limits when the handler first asks for a transaction."""
+    """A session that sets its attempt's guard and timeouts when the handler first asks for a transaction."""
 
 
 @event.listens_for(UnkeptSession, "after_begin")
-def _limit(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
+def _on_begin(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
     """SQLAlchemy's event, for the class: to listen on each session would cost more than all the rest of it."""
     guard: Guard = session.info[GUARD]
     work: Work = session.info[WORK]
@@ -43,7 +43,7 @@ def _limit(session: Session, _transaction: SessionTransaction, connection: Conne
             "give it to the Handler (isolation=…)."
         )
     put_on(connection, guard)
-    ledger.limit(connection, work.limits)
+    ledger.set_timeouts(connection, work.timeouts)
 
 
 async def _commit(session: AsyncSession, guard: Guard) -> None:

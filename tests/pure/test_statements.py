@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.ledger import set_limits
+from worker.ledger import timeout_columns
 from worker.statements import MAX_KEPT_CHARACTERS, Effect, effect_of
 
 
@@ -91,7 +91,7 @@ def test_a_parameter_says_whether_a_setting_stays() -> None:
         "create temp table t (n int) on commit drop",
         "select set_config('search_path', 'x', true)",
         "select set_config('app.tenant', lower(coalesce($1, '')), true), set_config('b', $2, 'on')",
-        f"select {set_limits('$1', '$2', '$3')}",
+        f"select {timeout_columns('$1', '$2', '$3')}",
         "select set_config('app.u', coalesce(nullif(trim(cast('x' as text)), ''), 'nobody'), true::boolean)",
         "create table pg_temp.scratch (n int) on commit drop",
         "create temp table b on commit drop as select * from pg_temp.a",
