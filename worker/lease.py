@@ -26,7 +26,7 @@ STALL_S = 1.0
 
 
 @dataclass(slots=True)
-class _Held:
+class _Lease:
     claim: Claim
     deadline: float
     """time.monotonic() after which the lease isn't renewed any more."""
@@ -60,7 +60,7 @@ class Leases:
         self._fault = fault
         # Both threads use it, without a lock: each thing that is done to it is one step of the interpreter,
         # and of a deadline that both move at once either may stand.
-        self._held: dict[bytes, _Held] = {}
+        self._held: dict[bytes, _Lease] = {}
         self._stop = threading.Event()
         self._renewing = threading.Event()
         self._away = False
@@ -88,7 +88,7 @@ class Leases:
 
     def hold(self, claim: Claim) -> None:
         """Renew this one's lease from now on."""
-        self._held[claim.raw_id] = _Held(claim, time.monotonic() + self._grace_s)
+        self._held[claim.raw_id] = _Lease(claim, time.monotonic() + self._grace_s)
 
     def extend(self, claim: Claim, timeout: timedelta) -> None:
         """A transaction begins that may take `timeout`."""
@@ -178,7 +178,7 @@ class Leases:
                 self._restore(restore, [live[place - 1] for place in missing])
         self._away = False
 
-    def _restore(self, restore: Any, missing: Sequence[_Held]) -> None:
+    def _restore(self, restore: Any, missing: Sequence[_Lease]) -> None:
         arguments: list[bytes | str] = []
         for one in missing:
             one.claim.is_restored = True  # before it is: a settling that comes first finds no key of ours
@@ -186,11 +186,11 @@ class Leases:
         lost: list[int] = restore(keys=[], args=[self._lease_ms, *arguments])
         self._say_lost([missing[place - 1] for place in lost])
 
-    def _say_lost(self, lost: Sequence[_Held]) -> None:
+    def _say_lost(self, lost: Sequence[_Lease]) -> None:
         for one in lost:
             self._say(one, "lease_lost", "another worker has it; the run's lock decides")
 
-    def _say(self, one: _Held, event: str, hint: str) -> None:
+    def _say(self, one: _Lease, event: str, hint: str) -> None:
         """Once a job."""
         if not one.said:
             self._log.warning(event, job_id=one.claim.job_id, hint=hint)

@@ -85,10 +85,10 @@ class Dead:
 Final = Completed | Duplicate | Cancelled | Dead
 """After these nothing is left to deliver."""
 
-PutBack = Yielded | Snoozed | Retrying | Released
+Unfinished = Yielded | Snoozed | Retrying | Released
 """After these the same message is delivered again."""
 
-Outcome = Final | PutBack
+Outcome = Final | Unfinished
 
 
 def describe(error: BaseException) -> str:

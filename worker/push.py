@@ -86,7 +86,7 @@ class Backlog:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class LaneBatch:
     """What came of one look at a lane."""
 
     found: int = 0
@@ -109,13 +109,13 @@ class Pusher:
             seen = (await connection.execute(lanes.LOOK, {"epoch": epoch, "refused": refused})).one()
         return Backlog(seen.coalescing, seen.again, frozenset(seen.waiting))
 
-    async def send_plain(self, epoch: int, refused: Sequence[str]) -> Batch:
+    async def send_plain(self, epoch: int, refused: Sequence[str]) -> LaneBatch:
         """Rows whose ids are their own, due or not. Many relays may do so at once."""
         async with brief_transaction(self._engine) as connection:
             rows = await lanes.rows(connection, lanes.MARK_PLAIN, epoch=epoch, refused=refused)
             return await self._push_or_unmark(connection, rows)
 
-    async def send_coalescing(self, epoch: int, refused: Sequence[str]) -> Batch:
+    async def send_coalescing(self, epoch: int, refused: Sequence[str]) -> LaneBatch:
         """Rows whose ids others may carry, once they are due.
 
         They are marked, and that is committed, before the push: the transaction that makes the run final must see the
@@ -126,9 +126,9 @@ class Pusher:
             async with brief_transaction(self._engine) as first:
                 rows = await lanes.rows(first, lanes.MARK_COALESCING, epoch=epoch, refused=refused)
             batch = await self._push_or_unmark(connection, [row for row in rows if row.is_marked], are_new=True)
-            return Batch(len(rows), batch.sent, batch.refused)
+            return LaneBatch(len(rows), batch.sent, batch.refused)
 
-    async def send_again(self, epoch: int, refused: Sequence[str]) -> Batch:
+    async def send_again(self, epoch: int, refused: Sequence[str]) -> LaneBatch:
         """Rows that an earlier Redis was sent."""
         async with turn(self._engine) as connection:
             rows = await lanes.rows(connection, lanes.MARK_AGAIN, epoch=epoch, refused=refused)
@@ -157,9 +157,9 @@ class Pusher:
         *,
         before: int | None = None,
         are_new: bool = False,
-    ) -> Batch:
+    ) -> LaneBatch:
         """`before`: the epoch that rows which must wait go back to."""
         refused = await self.push(rows, are_new=are_new)
         if refused:
             await connection.execute(lanes.UNMARK, {"seqs": [str(seq) for seq in refused], "before": before})
-        return Batch(len(rows), len(rows) - len(refused), refused)
+        return LaneBatch(len(rows), len(rows) - len(refused), refused)

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.availability import Availability
 from worker.epoch import current_epoch
 from worker.faults import LOCK_NOT_AVAILABLE, UNIQUE_VIOLATION, is_expected, is_lost_connection, sqlstate
-from worker.push import Batch, Pusher
+from worker.push import LaneBatch, Pusher
 from worker.reporting.observer import Observer
 from worker.sweep import Sweep
 
@@ -119,7 +119,7 @@ class Relay:
                 raise
         return total
 
-    async def _batches(self, refused: Mapping[int, str]) -> list[Batch]:
+    async def _batches(self, refused: Mapping[int, str]) -> list[LaneBatch]:
         """One batch of each lane that has something, so that none starves another."""
         epoch = await current_epoch(self._engine, self._redis)
         skip = [str(seq) for seq in refused]
