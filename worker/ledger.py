@@ -21,11 +21,10 @@ from worker.errors import TransactionEnded
 from worker.pace import Progress
 from worker.wire import restamp
 
-Status = Literal["waiting", "retrying", "snoozed", "yielded", "completed", "dead", "cancelled", "discarded"]
+RunStatus = Literal["waiting", "retrying", "snoozed", "yielded", "completed", "dead", "cancelled", "discarded"]
+FINAL = frozenset({"completed", "dead", "cancelled", "discarded"})
 PRECISION_S = 0.05
 """A run that was marked done when it began says so of this time; one that takes longer is marked again at its end."""
-FINAL = frozenset({"completed", "dead", "cancelled", "discarded"})
-
 
 Ask: TypeAlias = Callable[..., Awaitable[Any]]
 """Given a statement and its arguments, its first row, or None: the driver's `fetchrow`."""

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Literal, TypeAlias
 
 import structlog
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.availability import Availability
@@ -18,7 +18,7 @@ from worker.faults import is_expected, is_lost_connection
 from worker.limits import Paused
 from worker.reporting.observer import Observer
 
-CHANNEL = "ratchet_pause"
+PAUSE_CHANNEL = "ratchet_pause"
 READ_EVERY = timedelta(seconds=1)
 
 Kind: TypeAlias = Literal["queue", "name"]
@@ -26,7 +26,7 @@ Kind: TypeAlias = Literal["queue", "name"]
 _READ = text("select kind, name from worker.pause")
 _PAUSE = text("insert into worker.pause (kind, name) values (:kind, :name) on conflict do nothing")
 _RESUME = text("delete from worker.pause where kind = :kind and name = :name")
-_TELL = text(f"select pg_notify('{CHANNEL}', '')")
+_TELL = text(f"select pg_notify('{PAUSE_CHANNEL}', '')")
 
 
 class Pauses:
@@ -103,16 +103,16 @@ async def paused(engine: AsyncEngine) -> Paused:
 
 async def pause(engine: AsyncEngine, kind: Kind, name: str) -> bool:
     """Hold a queue or a job name back. What runs goes on. False: it was paused already."""
-    return await _change(engine, kind, name, paused=True)
+    return await _change(engine, _PAUSE, kind, name)
 
 
 async def resume(engine: AsyncEngine, kind: Kind, name: str) -> bool:
     """Let it go on. False: it wasn't paused."""
-    return await _change(engine, kind, name, paused=False)
+    return await _change(engine, _RESUME, kind, name)
 
 
-async def _change(engine: AsyncEngine, kind: Kind, name: str, *, paused: bool) -> bool:
+async def _change(engine: AsyncEngine, change: TextClause, kind: Kind, name: str) -> bool:
     async with engine.begin() as connection:
-        done = await connection.execute(_PAUSE if paused else _RESUME, {"kind": kind, "name": name})
+        done = await connection.execute(change, {"kind": kind, "name": name})
         await connection.execute(_TELL)
     return done.rowcount == 1

@@ -18,7 +18,8 @@ from worker.push import LaneBatch, Pusher
 from worker.reporting.observer import Observer
 from worker.sweep import Sweep
 
-CHANNEL = "ratchet_outbox"
+OUTBOX_CHANNEL = "ratchet_outbox"
+"""PostgreSQL's; `worker.enqueue`, in the first migration, has it too."""
 ROUNDS = 20
 """Batches of each lane before a page of the sweep has its turn."""
 

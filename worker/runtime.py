@@ -32,11 +32,9 @@ from worker.lag import lag_watched
 from worker.lease import Leases, end_this_process
 from worker.limits import Limits, Paused
 from worker.listen import listen
-from worker.pauses import CHANNEL as PAUSE_CHANNEL
-from worker.pauses import Pauses
+from worker.pauses import PAUSE_CHANNEL, Pauses
 from worker.recycling import recycle_when_due
-from worker.relay import CHANNEL as OUTBOX_CHANNEL
-from worker.relay import Intervals, Relay
+from worker.relay import OUTBOX_CHANNEL, Intervals, Relay
 from worker.reporting.observer import Observer
 from worker.setback import Setbacks
 from worker.settings import Settings
@@ -63,7 +61,7 @@ class Services:
 
 @asynccontextmanager
 async def services(
-    app: App, settings: Settings, observer: Observer, *, pushed: Any, end: Callable[[], object]
+    app: App, settings: Settings, observer: Observer, *, pushed: Callable[[], None], end: Callable[[], object]
 ) -> AsyncGenerator[Services]:
     """Engine, Redis, relay and schedule, running.
 
@@ -147,7 +145,7 @@ async def run_worker(
                 abandon=partial(os._exit, os.EX_SOFTWARE),
                 leases=leases,
                 claims=Claims(parts.redis, lease, limits),
-                draw=settings.queue_order.draw,
+                draw=settings.queues.draw,
             ),
             queues=settings.queues,
             redis_pool=parts.redis,

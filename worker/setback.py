@@ -61,7 +61,7 @@ select status, result, error from seen
 class Move:
     """Where a run goes when its attempt did not commit."""
 
-    status: ledger.Status
+    status: ledger.RunStatus
     error: str
     delay: timedelta = timedelta(0)
     burns: bool = False

@@ -19,7 +19,7 @@ from worker.database import connect
 from worker.dev import EmbeddedPostgres, EmbeddedValkey
 from worker.listen import listen
 from worker.outbox import enqueue, enqueue_many
-from worker.relay import CHANNEL, Intervals, Relay
+from worker.relay import OUTBOX_CHANNEL, Intervals, Relay
 from worker.reporting.observer import Observers
 from worker.shield import cancel_all
 
@@ -50,7 +50,7 @@ def is_queued(hands: Hands, job_id: str) -> Callable[[], Awaitable[bool]]:
 
 async def test_a_commit_wakes_the_relay_by_notify(hands: Hands, database_url: str) -> None:
     relay = patient(hands, poll=AN_HOUR)
-    listening = asyncio.create_task(listen(database_url, {CHANNEL: relay.wake}, "test listens"))
+    listening = asyncio.create_task(listen(database_url, {OUTBOX_CHANNEL: relay.wake}, "test listens"))
     async with running(relay):
         [job_id] = await hands.enqueue(Play())
         await wait_until(is_queued(hands, job_id))
@@ -67,7 +67,7 @@ async def test_a_statement_notifies_once_whatever_it_adds_and_the_payload_is_con
         heard.append(told[-1])
 
     connection = await connect(database_url, "test listens")
-    await connection.add_listener(CHANNEL, hear)
+    await connection.add_listener(OUTBOX_CHANNEL, hear)
     async with AsyncSession(hands.engine) as session, session.begin():
         enqueue_many(session, [Play() for _ in range(1500)])
     await hands.sql("notify ratchet_outbox, 'the end'")

@@ -14,7 +14,7 @@ from worker.broker import connect_broker
 from worker.cli.endings import FAILED, ending
 from worker.cli.loading import load_app
 from worker.cli.output import print_json, print_table
-from worker.cli.reach import engine_of, reach_database, reach_redis
+from worker.cli.reach import command_engine, reach_database, reach_redis
 from worker.database import DatabaseAway
 from worker.doctor import MIGRATIONS, Finding, examine_both, examine_database, examine_redis
 from worker.settings import Settings, load_settings
@@ -40,7 +40,7 @@ def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print one li
 
 async def _findings(settings: Settings, app: App) -> list[Finding]:
     redis = connect_broker(settings.redis_url.get_secret_value())
-    engine = engine_of(settings, pool_size=2)
+    engine = command_engine(settings, pool_size=2)
     try:
         findings = [_settings(settings, app), _queues(settings, app)]
         findings += [*await _database(engine, settings, app), *await _redis(redis)]

@@ -22,7 +22,7 @@ AGAIN_FROM_S, AGAIN_UP_TO_S = 0.1, 2.0
 APPLICATION = "ratchet command"
 
 
-def engine_of(settings: Settings, pool_size: int) -> AsyncEngine:
+def command_engine(settings: Settings, pool_size: int) -> AsyncEngine:
     """The engine of a command, which isn't connected yet."""
     url = settings.database_url.get_secret_value()
     return create_engine(url, pool_size=pool_size, application=APPLICATION, pgbouncer=settings.pgbouncer)
@@ -56,7 +56,7 @@ async def reach_redis(redis: ArqRedis, patience: timedelta | None = PATIENCE) ->
 @asynccontextmanager
 async def database(settings: Settings) -> AsyncGenerator[AsyncEngine]:
     """PostgreSQL, reached; for the one command that a process runs."""
-    engine = engine_of(settings, pool_size=2)
+    engine = command_engine(settings, pool_size=2)
     try:
         await reach_database(engine)
         yield engine

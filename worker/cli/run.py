@@ -21,7 +21,7 @@ from worker.app import App
 from worker.broker import connect_broker
 from worker.cli.endings import AWAY, FAILED, WRONG, Refusal, ending
 from worker.cli.loading import load_app
-from worker.cli.reach import engine_of, reach_database, reach_redis
+from worker.cli.reach import command_engine, reach_database, reach_redis
 from worker.database import DatabaseAway
 from worker.faults import is_lost_connection
 from worker.garbage import settle_heap
@@ -151,7 +151,7 @@ def _leave(_signum: int, _frame: object) -> None:
 async def ready(app: App, settings: Settings, patience: timedelta | None = None) -> None:
     """Return when both servers answer and the database is up to date. Raises as `consume` does."""
     redis = connect_broker(settings.redis_url.get_secret_value())
-    engine = engine_of(settings, pool_size=1)
+    engine = command_engine(settings, pool_size=1)
     try:
         await reach_database(engine, patience)
         while not await _are_checked(engine, app, settings, patience):

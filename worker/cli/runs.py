@@ -11,7 +11,7 @@ from worker.cli.endings import WRONG, Refusal
 from worker.cli.output import print_json, print_table, printable, shown
 from worker.cli.progress import bar, pace, told
 from worker.cli.reach import database
-from worker.ledger import Status
+from worker.ledger import RunStatus
 from worker.operations import UnknownIdError
 from worker.overview import Details, Entry, details, entries, message_of
 from worker.settings import Settings, load_settings
@@ -27,7 +27,7 @@ MAX_ERROR = 100
 
 def runs(
     *,
-    status: Annotated[Status | None, typer.Option(help="Only these.")] = None,
+    status: Annotated[RunStatus | None, typer.Option(help="Only these.")] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
     error: Annotated[str | None, typer.Option(help="Only where the error holds this text.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 50,
