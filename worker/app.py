@@ -56,3 +56,8 @@ class App:
     def jobs(self) -> set[type[Job]]:
         """Each once; the table of handlers has a job under its aliases too."""
         return {handler.job for handler in self.handlers.values()}
+
+    @property
+    def queues(self) -> set[str]:
+        """Where its jobs go by themselves."""
+        return {job.job_queue for job in self.jobs}

@@ -168,10 +168,8 @@ async def _target(engine: AsyncEngine, redis: Redis, job_id: str, queues: Sequen
             run = Identity(row.id, row.enqueued_ms, row.name, row.queue, row.from_outbox)
             return _Target(run, row.message, has_row=row.message is not None)
         target = await _in_redis(redis, job_id, queues)
-        if target is not None:
-            key = {"id": job_id, "ms": target.run.enqueued_ms}
-            if not (await connection.execute(_IS_KNOWN, key)).scalar_one():
-                return target
+        if target is not None and not (await connection.execute(_IS_KNOWN, target.run.key)).scalar_one():
+            return target
         found = await newest(connection, job_id)
     if found is None:
         raise UnknownIdError(job_id)
@@ -194,7 +192,7 @@ async def _in_redis(redis: Redis, job_id: str, queues: Sequence[str]) -> _Target
 
 async def _cancel(connection: AsyncConnection, target: _Target) -> None:
     """The run comes first and the outbox after it, as in an attempt, so that the two never wait in a circle."""
-    run, key = target.run, {"id": target.run.job_id, "ms": target.run.enqueued_ms}
+    run = target.run
     await connection.execute(_LOCK_TIMEOUT, {"ms": str(LOCK_WAIT_MS)})
     told = {
         "name": run.name,
@@ -203,10 +201,10 @@ async def _cancel(connection: AsyncConnection, target: _Target) -> None:
         "reason": REASON,
         "message": target.message,
     }
-    if (await connection.execute(_CANCEL, {**key, **told})).one_or_none() is None:
+    if (await connection.execute(_CANCEL, {**run.key, **told})).one_or_none() is None:
         raise _ChangedMeanwhile
     await connection.execute(_LOCK_TIMEOUT, {"ms": str(RELAY_WAIT_MS)})
-    taken = await connection.execute(_TAKE_ROWS, {**key, "coalescing": target.coalescing})
+    taken = await connection.execute(_TAKE_ROWS, {**run.key, "coalescing": target.coalescing})
     if target.has_row and taken.rowcount == 0:
         raise _ChangedMeanwhile
 

@@ -11,6 +11,8 @@ from worker.errors import InvalidPayload
 
 LONGEST_NAME = 200
 NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.:-]{{0,{LONGEST_NAME - 1}}}")
+NAME_ADVICE = f"use at most {LONGEST_NAME} letters, digits, dots, dashes, colons or underscores"
+"""For whoever gave a job, a queue or a cron entry a name that is none."""
 MAX_PAYLOAD_BYTES = 1024 * 1024
 DEFAULT_QUEUE = "arq:queue"
 MASK = b'"**********"'
@@ -46,16 +48,10 @@ class Job(BaseModel):
         if isinstance(given_aliases, str):
             raise ValueError(f"{cls.__name__} has aliases={aliases!r}; give a tuple, as in ({aliases!r},).")  # noqa: TRY004 - as the others
         if queue is not None and not NAME.fullmatch(queue):
-            raise ValueError(
-                f"{cls.__name__} has the queue {queue[:50]!r}; "
-                f"use at most {LONGEST_NAME} letters, digits, dots, dashes, colons or underscores."
-            )
+            raise ValueError(f"{cls.__name__} has the queue {queue[:50]!r}; {NAME_ADVICE}.")
         for given in (name, *aliases) if name else aliases:
             if not NAME.fullmatch(given):
-                raise ValueError(
-                    f"{cls.__name__} has the job name {given!r}; "
-                    f"use at most {LONGEST_NAME} letters, digits, dots, dashes, colons or underscores."
-                )
+                raise ValueError(f"{cls.__name__} has the job name {given!r}; {NAME_ADVICE}.")
         cls.job_name = name
         cls.job_queue = queue or cls.job_queue
         cls.job_aliases = aliases

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from uuid_utils import uuid7
 
-from worker.job import NAME, Job
+from worker.job import NAME, NAME_ADVICE, Job
 from worker.models import Outbox
 from worker.reporting.trace import outgoing_headers
 from worker.wire import Message, encode
@@ -121,7 +121,5 @@ def checked_job_id(job_id: str) -> str:
 def checked_queue(queue: str) -> str:
     """`queue`, or a ValueError where it is no queue's name."""
     if not NAME.fullmatch(queue):
-        raise ValueError(
-            f"The queue is called {queue[:50]!r}; use at most 200 letters, digits, dots, dashes, colons or underscores."
-        )
+        raise ValueError(f"The queue is called {queue[:50]!r}; {NAME_ADVICE}.")
     return queue

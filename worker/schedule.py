@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from worker.job import NAME, Job
+from worker.job import NAME, NAME_ADVICE, Job
 
 LONGEST_GRACE = timedelta(days=3_650)
 PUNCTUAL = timedelta(seconds=30)
@@ -48,10 +48,7 @@ class Cron:
         for field, value in values.items():
             object.__setattr__(self, field, value)
         if not NAME.fullmatch(self.name):
-            raise ValueError(
-                f"A cron entry is called {self.name[:50]!r}; "
-                "use at most 200 letters, digits, dots, dashes, colons or underscores."
-            )
+            raise ValueError(f"A cron entry is called {self.name[:50]!r}; {NAME_ADVICE}.")
         if not timedelta(0) <= grace <= LONGEST_GRACE:
             limit = f"zero to {LONGEST_GRACE.days:,} days"
             raise ValueError(f"The cron entry {self.name} has a grace of {grace}; give a time of {limit}.")

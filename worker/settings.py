@@ -41,6 +41,7 @@ class Settings(BaseSettings):
 
     app: str = "jobs.app:app"
     queues: Annotated[QueueOrder, NoDecode] = QueueOrder((DEFAULT_QUEUE,))
+    """Their names; it knows in which order to look at them."""
     concurrency: int = Field(DEFAULT_CONCURRENCY, ge=1, le=10_000)
     processes: int = Field(1, ge=1, le=1000)
     max_jobs: int | None = Field(None, ge=1)
@@ -129,11 +130,6 @@ class Settings(BaseSettings):
                 f"WORKER_POOL_SIZE is {self.pool_size}: raise it or lower WORKER_CONCURRENCY."
             )
         return self
-
-    @property
-    def queue_order(self) -> QueueOrder:
-        """The same as `queues`, which knows in which order to look at them."""
-        return self.queues
 
     @property
     def ceiling(self) -> Ceiling:

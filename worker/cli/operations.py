@@ -138,7 +138,7 @@ async def _count(settings: Settings, wanted: Wanted) -> int:
 
 
 async def _cancel(settings: Settings, app: App, job_id: str) -> Done | Asked:
-    queues = {*settings.queues, *(handler.job.job_queue for handler in app.handlers.values())}
+    queues = {*settings.queues, *app.queues}
     async with database(settings) as engine, broker(settings) as redis:
         return await cancel_job(engine, redis, job_id, sorted(queues))
 

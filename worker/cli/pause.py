@@ -30,10 +30,10 @@ def pause(queue: Queues = None, name: Names = None) -> None:
     Jobs that run go on; new ones wait. It holds for all workers, until worker resume, also where Redis is emptied.
     """
     settings, chosen = load_settings(), _chosen(queue, name)
-    known = load_app(settings.app).handlers
-    read = {*settings.queues, *(handler.job.job_queue for handler in known.values())}
+    app = load_app(settings.app)
+    read = {*settings.queues, *app.queues}
     for kind, each in chosen:
-        if kind == "name" and each not in known:
+        if kind == "name" and each not in app.handlers:
             raise Refusal(f"WORKER_APP has no handler of the name {each!r}; worker schema lists those it has.", WRONG)
         if kind == "queue" and not NAME.fullmatch(each):
             raise Refusal(f"The queue is called {each!r}, and no queue can be; check the name.", WRONG)

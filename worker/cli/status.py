@@ -56,7 +56,7 @@ async def _workers(settings: Settings) -> list[Heartbeat]:
 
 
 async def _status(settings: Settings, app: App) -> Status:
-    queues = {*settings.queues, *(handler.job.job_queue for handler in app.handlers.values())}
+    queues = {*settings.queues, *app.queues}
     async with database(settings) as engine, broker(settings) as redis:
         lease = timedelta(seconds=settings.lease)
         return await look(engine, redis, queues=queues, known=app.handlers, lease=lease)
