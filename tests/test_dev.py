@@ -73,7 +73,7 @@ def test_what_neednt_survive_the_machine_stays_in_memory_where_there_is_room(
     assert Path(postgres.psql("SHOW data_directory")).is_relative_to(place or tempfile.gettempdir())
     monkeypatch.setattr(memory, "MEMORY", tmp_path)
     assert memory.memory() == tmp_path
-    monkeypatch.setattr(memory, "ROOM", 1 << 60)
+    monkeypatch.setattr(memory, "ROOM_BYTES", 1 << 60)
     assert memory.memory() is None
     monkeypatch.setattr(memory, "MEMORY", tmp_path / "nowhere")
     assert memory.memory() is None

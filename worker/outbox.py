@@ -40,8 +40,10 @@ def enqueue(
     - `job_id` is an idempotency key over all job names: the same id again, under another name too, is a Duplicate for
       as long as its run is kept.
     - `delay` counts from the commit's own transaction start, by PostgreSQL's clock; `at` is an aware time.
+    - `queue`: where it isn't the job's own. `headers` go along in the message, beside those of an open trace.
 
-    Raises ValueError for arguments that exclude each other, a naive `at`, or a payload over 1 MiB.
+    Raises ValueError for arguments that exclude each other, a naive `at`, a `key`, `job_id` or `queue` that can't be
+    one, headers that make the message too large, and what `Job.to_payload` refuses, as a payload over 1 MiB.
     """
     if key is not None and job_id is not None:
         raise ValueError(

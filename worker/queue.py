@@ -70,7 +70,8 @@ class Queue:
         A chosen `job_id` is deduplicated only while its message or its result (WORKER_KEEP_RESULT) is in Redis; that of
         `worker.outbox.enqueue` for as long as the run is kept.
 
-        Raises ValueError for both delay and at, a naive `at`, or a payload over 1 MiB; redis's errors where it is away.
+        Raises ValueError for both delay and at, a naive `at`, a `job_id` that can't be one, and what `Job.to_payload`
+        refuses, as a payload over 1 MiB; redis's errors where it is away.
         """
         at = checked_at(delay, at)
         chosen = str(uuid7()) if job_id is None else checked_job_id(job_id)

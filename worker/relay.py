@@ -30,7 +30,9 @@ class Intervals:
 
     poll: timedelta = timedelta(seconds=1)
     sweep_every: timedelta = timedelta(seconds=30)
+    """By one of all workers."""
     sweep_older: timedelta = timedelta(seconds=30)
+    """What was sent less long ago is left, unless a push has failed or this worker is new."""
     settle: timedelta = timedelta(seconds=5)
     """After a wipe: one renewal, in which living workers restore the in-progress keys of what they run."""
 

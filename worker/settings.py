@@ -18,7 +18,8 @@ from worker.queue_order import QueueOrder, parse_order
 DEFAULT_REDIS_URL = "redis://localhost:6379"
 DEFAULT_CONCURRENCY = 10
 SPARE_CONNECTIONS = 4
-"""Beyond one a job: the relay, the schedule, the ending of zombies, and a look from a command."""
+"""Beyond one a job: for the relay (two, for what coalesces), the schedule, what is paused, the ending of zombies, and
+whether PostgreSQL is there. Seldom all at once: who finds none waits."""
 
 POSTGRES_SCHEMES = ("postgres", "postgresql", "postgresql+asyncpg")
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")

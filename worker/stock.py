@@ -96,8 +96,8 @@ async def _run_stock(ctx: dict[str, Any], /, *_args: Any, **_payload: Any) -> An
     job_id: str = ctx["job_id"]
     executor: Executor = ctx[SERVICES][1]
     message: bytes | None = await redis.get(JOB_KEY + job_id)
-    now_ms = int(ctx["score"])
-    report = await executor.execute(Delivery(job_id, redis.default_queue_name, message, NoHold(), now_ms, now_ms))
+    due_ms = int(ctx["score"])  # arq doesn't say when it took the job: as if it had done so at once
+    report = await executor.execute(Delivery(job_id, redis.default_queue_name, message, NoHold(), due_ms, due_ms))
     if report.adopted:
         await redis.set(JOB_KEY + job_id, report.adopted, xx=True, keepttl=True)
     return _as_arq_would(report)

@@ -14,8 +14,8 @@ def told(done: int, total: int | None, rate: float | None, time_left_s: float | 
 
 def pace(rate: float | None, time_left_s: float | None) -> list[str]:
     """The parts that tell how fast it goes, and how long it takes yet."""
-    told = [] if rate is None else [f"{rate:,.0f} rows/s"]
-    return told if time_left_s is None else [*told, f"{timedelta(seconds=round(time_left_s))} left"]
+    parts = [] if rate is None else [f"{rate:,.0f} rows/s"]
+    return parts if time_left_s is None else [*parts, f"{timedelta(seconds=round(time_left_s))} left"]
 
 
 def bar(done: int, total: int) -> str:

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - Linux keeps the files in it in memory; what is made there has a name of its own
-ROOM = 2 << 30  # bytes that must be free there: servers, their databases and their logs
+ROOM_BYTES = 2 << 30
+"""That must be free there, for servers, their databases and their logs."""
 
 
 def memory() -> Path | None:
@@ -13,5 +14,5 @@ def memory() -> Path | None:
         place = os.statvfs(MEMORY)
     except OSError:
         return None
-    has_room = place.f_bavail * place.f_frsize >= ROOM
+    has_room = place.f_bavail * place.f_frsize >= ROOM_BYTES
     return MEMORY if has_room and os.access(MEMORY, os.W_OK) and not place.f_flag & os.ST_NOEXEC else None

@@ -20,8 +20,8 @@ from typing import Self
 
 from worker.dev.user import group_of
 
-START_TIMEOUT = 30.0  # s
-STOP_TIMEOUT = 10.0  # s
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
 
 # Reads until this process is gone, then stops the server ($2) by a signal ($1) and removes its directory ($3).
 WATCH = """
@@ -83,7 +83,7 @@ class Server:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + START_TIMEOUT
+        deadline = time.monotonic() + START_TIMEOUT_S
         while not ready():
             if not self.is_running() or time.monotonic() > deadline:
                 self.end(signal.SIGKILL)
@@ -101,7 +101,7 @@ class Server:
         self._process.send_signal(signal.SIGCONT)  # a stopped process would never see the signal
         self._process.send_signal(how or self._stop_signal)
         try:
-            self._process.wait(STOP_TIMEOUT)
+            self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
