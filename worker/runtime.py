@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from signal import SIGTERM
-from typing import Any
+from typing import Any, TypeAlias
 
 from arq.connections import ArqRedis
 from arq.worker import Function, func
@@ -44,6 +44,9 @@ from worker.suspects.quarantine import Quarantine
 from worker.ticker import Ticker
 from worker.vital import Vital
 from worker.wake import listen_for_wakes
+
+Execute: TypeAlias = Callable[[Delivery], Coroutine[Any, Any, Report]]
+"""Carries out a delivery."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ async def run_worker(
     Its handlers of signals stay, for the caller to remove.
     """
     worker: AppWorker | None = None
+    limits = Limits(gates(app.handlers))
 
     def pushed() -> None:
         if worker is not None:
@@ -116,46 +120,16 @@ async def run_worker(
         if worker is not None:
             worker.handle_sig(SIGTERM)
 
-    grace, lease = timedelta(seconds=settings.shutdown_grace), timedelta(seconds=settings.lease)
+    def pauses_changed(paused: Paused) -> None:
+        limits.pause(paused)
+        pushed()
+
     async with (
         services(app, settings, observer, pushed=pushed, end=end) as parts,
-        _executing(parts, app, observer, child, grace + lease) as execute,
+        _executing(parts, app, settings, observer, child) as execute,
     ):
-        limits = Limits(gates(app.handlers))
-
-        def pauses_changed(paused: Paused) -> None:
-            limits.pause(paused)
-            pushed()
-
-        leases = Leases(
-            settings.redis_url.get_secret_value(),
-            lease,
-            grace + lease,
-            recycle=end_this_process(grace + 2 * timedelta(seconds=LAST_WORDS_S)),
-            fault=partial(observer.fault, "lease"),
-        )
-        worker = AppWorker(
-            arq_functions(app),
-            engine=Engine(
-                execute=execute,
-                may_claim=lambda: parts.availability.is_up() and parts.pauses.are_known(),
-                acknowledged=parts.relay.acknowledged,
-                refill=partial(_refill, parts),
-                fault=partial(observer.fault, "consumer"),
-                abandon=partial(os._exit, os.EX_SOFTWARE),
-                leases=leases,
-                claims=Claims(parts.redis, lease, limits),
-                draw=settings.queues.draw,
-            ),
-            queues=settings.queues,
-            redis_pool=parts.redis,
-            burst=burst,
-            max_jobs=settings.concurrency,
-            poll_delay=settings.poll_delay,
-            keep_result=settings.keep_result,
-            job_completion_wait=settings.shutdown_grace,
-            health_check_interval=BEAT_EVERY_S,
-        )
+        engine = _engine(parts, settings, observer, execute, limits)
+        worker = _worker(app, settings, parts.redis, engine, burst=burst)
         beside: dict[str, Coroutine[Any, Any, None]] = {
             "wake": listen_for_wakes(parts.redis, worker.wake),
             "pauses": parts.pauses.run(pauses_changed),
@@ -168,8 +142,51 @@ async def run_worker(
                 await worker.serve()
         finally:
             await cancel_all(tasks)
-    if leases.are_overdue or parts.vital.has_failed:
+    if engine.leases.are_overdue or parts.vital.has_failed:
         sys.exit(os.EX_SOFTWARE)  # it ended in order, but a supervisor that restarts failures alone must restart it
+
+
+def _grace(settings: Settings) -> timedelta:
+    """How long a job may outlive its timeout: until then its lease is renewed, or its child lives."""
+    return timedelta(seconds=settings.shutdown_grace + settings.lease)
+
+
+def _engine(parts: Services, settings: Settings, observer: Observer, execute: Execute, limits: Limits) -> Engine:
+    """What a worker holds its jobs by, whom it asks, and whom it tells."""
+    lease = timedelta(seconds=settings.lease)
+    return Engine(
+        execute=execute,
+        may_claim=lambda: parts.availability.is_up() and parts.pauses.are_known(),
+        acknowledged=parts.relay.acknowledged,
+        refill=partial(_refill, parts),
+        fault=partial(observer.fault, "consumer"),
+        abandon=partial(os._exit, os.EX_SOFTWARE),
+        leases=Leases(
+            settings.redis_url.get_secret_value(),
+            lease,
+            _grace(settings),
+            recycle=end_this_process(timedelta(seconds=settings.shutdown_grace + 2 * LAST_WORDS_S)),
+            fault=partial(observer.fault, "lease"),
+        ),
+        claims=Claims(parts.redis, lease, limits),
+        draw=settings.queues.draw,
+    )
+
+
+def _worker(app: App, settings: Settings, redis: ArqRedis, engine: Engine, *, burst: bool) -> AppWorker:
+    """The consumer, with the settings by arq's names."""
+    return AppWorker(
+        arq_functions(app),
+        engine=engine,
+        queues=settings.queues,
+        redis_pool=redis,
+        burst=burst,
+        max_jobs=settings.concurrency,
+        poll_delay=settings.poll_delay,
+        keep_result=settings.keep_result,
+        job_completion_wait=settings.shutdown_grace,
+        health_check_interval=BEAT_EVERY_S,
+    )
 
 
 async def _refill(parts: Services) -> bool:
@@ -185,15 +202,15 @@ async def _refill(parts: Services) -> bool:
 
 @asynccontextmanager
 async def _executing(
-    parts: Services, app: App, observer: Observer, child: Sequence[str] | None, grace: timedelta
-) -> AsyncGenerator[Callable[[Delivery], Coroutine[Any, Any, Report]]]:
+    parts: Services, app: App, settings: Settings, observer: Observer, child: Sequence[str] | None
+) -> AsyncGenerator[Execute]:
     """What carries out deliveries: the executor, and for suspects children, where there is a command for them."""
     if child is None:
         yield parts.executor.execute
         return
     setbacks = Setbacks(parts.engine, parts.availability, worker_name())
     deaths = Deaths(parts.engine, setbacks, observer, app.handlers)
-    quarantine = Quarantine(parts.executor, deaths, child, grace)
+    quarantine = Quarantine(parts.executor, deaths, child, _grace(settings))
     try:
         yield quarantine.execute
     finally:
