@@ -42,7 +42,7 @@ class Acknowledgements:
         done: Callable[[], None],
         fault: Callable[[BaseException], None],
     ) -> None:
-        """`is_busy`: whether it is worth a wait for more. `told` hears of each that reached Redis.
+        """`is_busy`: whether it is worth a wait for more. `told` hears of each that Redis was told of.
 
         `done` is called when there is nothing to tell any more, `fault` with what nobody expected.
         """

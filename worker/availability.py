@@ -1,4 +1,4 @@
-"""Whether PostgreSQL can be reached. While it can't, nothing is claimed and nothing counts."""
+"""Whether PostgreSQL can be reached and takes writes. While it doesn't, nothing is claimed and nothing counts."""
 
 import asyncio
 
@@ -67,7 +67,7 @@ class Availability:
         self._up.set()
 
     async def _probe(self) -> None:
-        """Ask something.
+        """Raises where it can't be reached, or takes no writes.
 
         A pooled connection may have died with the server; that empties the pool, and the next one is new.
         """

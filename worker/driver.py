@@ -14,7 +14,7 @@ Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 LOCK_TIMEOUT_MS = 2_000
 """How long the runtime's own statements wait for a row."""
 KEEPALIVE_S = 15
-"""After this long without an answer the other side counts as gone (DESIGN §4, Begin)."""
+"""After this long without an answer the other side counts as gone."""
 
 SERVER_SETTINGS = {
     "lock_timeout": str(LOCK_TIMEOUT_MS),

@@ -17,7 +17,8 @@ SERIALIZATION_FAILURE = "40001"
 DEADLOCK_DETECTED = "40P01"
 IN_FAILED_TRANSACTION = "25P02"
 UNIQUE_VIOLATION = "23505"
-# Connection exceptions (class 08), the server's end or restart (57P0x), and an idle or overlong transaction it ended.
+# Connection exceptions (class 08), the server's end or restart (57P0x), an idle or overlong transaction it ended, and a
+# server that takes no writes (25006), as a primary that has become a standby.
 LOST_STATES = ("08", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04", "25006")
 
 

@@ -1,4 +1,6 @@
-"""The same executor under the stock `arq` command: promises 1 to 4 hold. Leases, speed and promise 5 need `worker run`.
+"""The same executor under the stock `arq` command: all that is promised of jobs that can be run holds.
+
+Leases, speed, and that nothing is deleted that could not be run, need `worker run`.
 
 arq's command always builds arq's own Worker, so the jobs appear as plain arq functions that look their message up.
 """

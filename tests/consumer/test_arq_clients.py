@@ -1,4 +1,4 @@
-"""DESIGN §5, Wire: stock arq, not our client, enqueues jobs and reads what became of them."""
+"""The wire: stock arq, not our client, enqueues jobs and reads what became of them."""
 
 import json
 import re

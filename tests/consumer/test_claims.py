@@ -1,4 +1,4 @@
-"""DESIGN §4, Claim: one script takes what is due, whatever lies in its way."""
+"""Claims: one script takes what is due, whatever lies in its way."""
 
 import time
 from datetime import timedelta

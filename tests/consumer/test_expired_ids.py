@@ -1,4 +1,4 @@
-"""DESIGN §4: an id without a payload is left to the sweep if PostgreSQL knows its job, else finished as arq does."""
+"""An id without a payload is left to the sweep if PostgreSQL knows its job, else finished as arq does."""
 
 from collections.abc import Sequence
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""DESIGN §4, Lease: renewed where a blocked loop doesn't stop it, restored after a wipe, ended with the job's time."""
+"""Leases: renewed where a blocked loop doesn't stop it, restored after a wipe, ended with the job's time."""
 
 import asyncio
 import threading

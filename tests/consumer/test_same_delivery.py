@@ -1,4 +1,4 @@
-"""DESIGN §1, promises 2 and 3: however often, wherever and whenever a job is delivered, it is applied once."""
+"""However often, wherever and whenever a job is delivered, it is applied once."""
 
 from arq.connections import ArqRedis
 from sqlalchemy import text

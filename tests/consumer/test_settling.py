@@ -1,4 +1,4 @@
-"""DESIGN §4, Outcome: a living worker always gives an outcome or releases, and only the token's holder tells Redis."""
+"""A living worker always gives an outcome or releases, and only the token's holder tells Redis."""
 
 import asyncio
 import json

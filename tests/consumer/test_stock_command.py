@@ -1,4 +1,4 @@
-"""The stock `arq jobs.app.WorkerSettings` command: promises 1 to 4 hold under it."""
+"""The stock `arq jobs.app.WorkerSettings` command: all that is promised of jobs that can be run holds under it."""
 
 import asyncio
 import os

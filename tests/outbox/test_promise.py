@@ -1,4 +1,4 @@
-"""Promise 2 of the design: once its transaction commits, a job is applied exactly once; and what is outside of it."""
+"""What enqueue promises: once its transaction commits, a job is applied exactly once; and what is outside of it."""
 
 import asyncio
 from datetime import timedelta
