@@ -1,6 +1,7 @@
 """Connections to Redis or Valkey from a URL: tcp, TLS, unix socket, or through sentinels."""
 
 import ssl
+from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
@@ -43,10 +44,11 @@ def connect_blocking(server: str | Redis, timeout: float = ANSWER_TIMEOUT_S) -> 
 
     `server`: its URL, or another client of it.
     """
-    if not isinstance(server, str):
-        return _twin(server, timeout)
-    url = server
     timeouts: dict[str, Any] = {"socket_connect_timeout": timeout, "socket_timeout": timeout}
+    return _by_url(server, timeouts) if isinstance(server, str) else _twin(server, timeouts)
+
+
+def _by_url(url: str, timeouts: Mapping[str, Any]) -> redis.Redis:
     if url.startswith(SENTINEL):
         hosts, service, options = _sentinel(url)
         sentinels: Any = Sentinel(hosts, **options, **timeouts)  # type: ignore[no-untyped-call]  # redis-py 5 leaves it untyped
@@ -55,11 +57,12 @@ def connect_blocking(server: str | Redis, timeout: float = ANSWER_TIMEOUT_S) -> 
     return redis.Redis.from_url(url, **OPTIONS, **_checks(url), **timeouts)
 
 
-def _twin(client: Redis, timeout: float) -> redis.Redis:
+def _twin(client: Redis, timeouts: Mapping[str, Any]) -> redis.Redis:
+    """Of the same server, by what the client's pool was given."""
     pool: Any = client.connection_pool
     given: dict[str, Any] = pool.connection_kwargs
     options = {name: given[name] for name in ("db", "username", "password", *TLS_OPTIONS) if name in given}
-    options |= {"socket_connect_timeout": timeout, "socket_timeout": timeout, **OPTIONS}
+    options |= {**timeouts, **OPTIONS}
     if isinstance(pool, SentinelConnectionPool):
         asked: list[Any] = [sentinel.connection_pool for sentinel in cast("Any", pool).sentinel_manager.sentinels]
         hosts = [(one.connection_kwargs["host"], one.connection_kwargs["port"]) for one in asked]
