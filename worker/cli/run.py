@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from datetime import timedelta
 from signal import SIGINT, SIGTERM
 from typing import Annotated, cast
 
@@ -148,29 +147,29 @@ def _leave(_signum: int, _frame: object) -> None:
     os._exit(0)
 
 
-async def ready(app: App, settings: Settings, patience: timedelta | None = None) -> None:
-    """Return when both servers answer and the database is up to date. Raises as `consume` does."""
+async def ready(app: App, settings: Settings) -> None:
+    """Return when both servers answer and the database is up to date, however long that takes. Raises as `consume`."""
     redis = connect_broker(settings.redis_url.get_secret_value())
     engine = command_engine(settings, pool_size=1)
     try:
-        await reach_database(engine, patience)
-        while not await _are_checked(engine, app, settings, patience):
-            await reach_database(engine, patience)
-        await reach_redis(redis, patience)
+        await reach_database(engine, patience=None)
+        while not await _are_checked(engine, app, settings):
+            await reach_database(engine, patience=None)
+        await reach_redis(redis, patience=None)
     finally:
         await engine.dispose()
         await redis.aclose()
 
 
-async def _are_checked(engine: AsyncEngine, app: App, settings: Settings, patience: timedelta | None) -> bool:
-    """Whether the versions could be read. False: the connection was lost, and patience has no end.
+async def _are_checked(engine: AsyncEngine, app: App, settings: Settings) -> bool:
+    """Whether the versions could be read. False: the connection was lost.
 
     Raises as `check_versions` does. A supervisor would take that end for a refusal, and end all of its processes.
     """
     try:
         await check_versions(engine, app, settings.app)
     except (DBAPIError, DatabaseAway) as error:
-        if patience is not None or not is_lost_connection(error) or getattr(error, "refused", False):
+        if not is_lost_connection(error) or getattr(error, "refused", False):
             raise
         return False
     return True
