@@ -6,7 +6,6 @@ Each worker reads the table before its first claim, then whenever it is told of 
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from typing import Literal, TypeAlias
 
 import structlog
@@ -19,7 +18,7 @@ from worker.limits import Paused
 from worker.reporting.observer import Observer
 
 PAUSE_CHANNEL = "ratchet_pause"
-READ_EVERY = timedelta(seconds=1)
+READ_EVERY_S = 1.0
 
 Kind: TypeAlias = Literal["queue", "name"]
 
@@ -32,17 +31,10 @@ _TELL = text(f"select pg_notify('{PAUSE_CHANNEL}', '')")
 class Pauses:
     """What is paused, as this worker knows it."""
 
-    def __init__(
-        self,
-        engine: AsyncEngine,
-        availability: Availability,
-        observer: Observer,
-        every: timedelta = READ_EVERY,
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, availability: Availability, observer: Observer) -> None:
         self._engine = engine
         self._availability = availability
         self._observer = observer
-        self._every_s = every.total_seconds()
         self._known: Paused | None = None
         self._told = Paused()
         self._wake = asyncio.Event()
@@ -72,7 +64,7 @@ class Pauses:
             if self._known is not None and (self._known != self._told or not was_known):
                 self._tell(self._known, changed)
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._every_s):
+                async with asyncio.timeout(READ_EVERY_S):
                     await self._wake.wait()
 
     def _tell(self, known: Paused, changed: Callable[[Paused], None]) -> None:
