@@ -30,9 +30,9 @@ class LogObserver:
         # Bound once: structlog's own proxy binds anew for each line.
         self._log = structlog.get_logger("worker.job").bind()
 
-    def observe(self, subject: Subject) -> "_LoggedAttempt":
+    def observe(self, subject: Subject) -> "_LogObservation":
         """Make the job known to what is logged in the attempt's task."""
-        return _LoggedAttempt(self._log, subject, payloads=self._payloads)
+        return _LogObservation(self._log, subject, payloads=self._payloads)
 
     def fault(self, part: str, error: BaseException) -> None:
         """One line: a warning for what happens to everybody, else an error with the frames it came through."""
@@ -45,7 +45,7 @@ class LogObserver:
             log.error("fault", part=part, error=type(error).__name__, exc_info=error)
 
 
-class _LoggedAttempt:
+class _LogObservation:
     def __init__(self, log: Any, subject: Subject, *, payloads: bool) -> None:
         self._log = log
         self._subject = subject

@@ -40,7 +40,7 @@ class SentryObserver:
         with sentry_sdk.isolation_scope() as scope:
             scope.set_tags({"job": subject.name, "job_id": subject.job_id, "queue": subject.queue})
             with sentry_sdk.start_transaction(_transaction(subject)) as span:
-                yield _TracedAttempt(subject, scope, span, self._monitors, payloads=self._payloads)
+                yield _SentryObservation(subject, scope, span, self._monitors, payloads=self._payloads)
 
     def fault(self, part: str, error: BaseException) -> None:
         """One event for a surprise, one for the name of an unknown job; none for what happens to everybody."""
@@ -71,7 +71,7 @@ def _transaction(subject: Subject) -> Transaction:
     return transaction
 
 
-class _TracedAttempt:
+class _SentryObservation:
     def __init__(self, subject: Subject, scope: Scope, span: Span, monitors: Monitors, *, payloads: bool) -> None:
         self._subject = subject
         self._scope = scope
