@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_payloads: bool = False
     show_payloads: bool = False
+    # These three are checked here, when a worker starts; an application that takes files reads them by itself.
     files_dir: Path = Path("./files")
     files_urls: Annotated[tuple[str, ...] | None, NoDecode] = None
     """Prefixes of URLs that may be written to."""
