@@ -194,14 +194,14 @@ async def _cancel(connection: AsyncConnection, target: _Target) -> None:
     """The run comes first and the outbox after it, as in an attempt, so that the two never wait in a circle."""
     run = target.run
     await connection.execute(_LOCK_TIMEOUT, {"ms": str(LOCK_WAIT_MS)})
-    told = {
+    row = {
         "name": run.name,
         "queue": run.queue,
         "from_outbox": run.from_outbox,
         "reason": REASON,
         "message": target.message,
     }
-    if (await connection.execute(_CANCEL, {**run.key, **told})).one_or_none() is None:
+    if (await connection.execute(_CANCEL, {**run.key, **row})).one_or_none() is None:
         raise _ChangedMeanwhile
     await connection.execute(_LOCK_TIMEOUT, {"ms": str(RELAY_WAIT_MS)})
     taken = await connection.execute(_TAKE_ROWS, {**run.key, "coalescing": target.coalescing})

@@ -116,8 +116,8 @@ async def _pooler(connection: AsyncConnection, settings: Settings) -> Finding:
     """Whether the server's process is the one that answered when we connected."""
     raw = await connection.get_raw_connection()
     driver: Any = raw.driver_connection
-    told: int = driver.get_server_pid()
-    is_between = told != (await connection.execute(text("select pg_backend_pid()"))).scalar_one()
+    pid_at_start: int = driver.get_server_pid()
+    is_between = pid_at_start != (await connection.execute(text("select pg_backend_pid()"))).scalar_one()
     if is_between and not settings.pgbouncer:
         return Finding("pooler", "warning", "One stands in between; in transaction mode set WORKER_PGBOUNCER=true.")
     if settings.pgbouncer and not is_between:
@@ -164,21 +164,21 @@ async def _notify(connection: AsyncConnection, settings: Settings) -> Finding:
 
 async def examine_redis(redis: Redis) -> list[Finding]:
     """The checks of Redis alone. It must answer."""
-    told: dict[str, Any] = await redis.info()
-    software = f"Valkey {told['valkey_version']}" if "valkey_version" in told else f"Redis {told['redis_version']}"
-    return [_kind(told, software), _memory_policy(told)]
+    info: dict[str, Any] = await redis.info()
+    software = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
+    return [_kind(info, software), _memory_policy(info)]
 
 
-def _kind(told: dict[str, Any], software: str) -> Finding:
-    if told.get("cluster_enabled"):
+def _kind(info: dict[str, Any], software: str) -> Finding:
+    if info.get("cluster_enabled"):
         return Finding("Redis", "fails", f"{software}, a Cluster, which isn't supported; use one server or Sentinel.")
-    if told.get("role", "master") != "master":
+    if info.get("role", "master") != "master":
         return Finding("Redis", "fails", f"{software}, a replica; REDIS_URL must lead to the primary.")
     return Finding("Redis", "ok", f"{software}.")
 
 
-def _memory_policy(told: dict[str, Any]) -> Finding:
-    policy = told.get("maxmemory_policy", "unknown")
+def _memory_policy(info: dict[str, Any]) -> Finding:
+    policy = info.get("maxmemory_policy", "unknown")
     if policy != "noeviction":
         advice = "waiting jobs may be evicted; set maxmemory-policy to noeviction"
         return Finding("Redis memory", "fails", f"The policy is {policy}: {advice}.")

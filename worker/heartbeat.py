@@ -58,12 +58,12 @@ async def farewell(redis: Redis, name: str) -> None:
 async def live_workers(redis: Redis) -> list[Heartbeat]:
     """The workers that live, by host and pid. What another version wrote and this one can't read is left out."""
     names: list[bytes] = await redis.zrange(WORKERS_SET, 0, -1)
-    told: list[bytes | None] = await redis.mget([WORKER_KEY + name.decode() for name in names]) if names else []
-    return sorted(filter(None, map(_read, told)), key=lambda worker: (worker.host, worker.pid))
+    beats: list[bytes | None] = await redis.mget([WORKER_KEY + name.decode() for name in names]) if names else []
+    return sorted(filter(None, map(_read, beats)), key=lambda worker: (worker.host, worker.pid))
 
 
-def _read(told: bytes | None) -> Heartbeat | None:
+def _read(raw: bytes | None) -> Heartbeat | None:
     try:
-        return _CODEC.validate_json(told) if told else None
+        return _CODEC.validate_json(raw) if raw else None
     except ValidationError:
         return None

@@ -55,14 +55,14 @@ def enqueue(
     else:
         chosen = str(uuid7()) if key is None else coalescing_id(job.job_name, key)
         enqueued_ms = time.time_ns() // 1_000_000
-    told = {**outgoing_headers(), **(headers or {})}
+    all_headers = {**outgoing_headers(), **(headers or {})}
     row = Outbox(
         id=chosen,
         enqueued_ms=enqueued_ms,
         name=job.job_name,
         queue=checked_queue(queue or job.job_queue),
         coalesces=key is not None or job_id is not None,
-        message=encode(Message(job.job_name, job.to_payload(), enqueued_ms, from_outbox=True, headers=told)),
+        message=encode(Message(job.job_name, job.to_payload(), enqueued_ms, from_outbox=True, headers=all_headers)),
     )
     if delay is not None:
         # The days of an interval are the session's, which have 23 or 25 hours now and then.

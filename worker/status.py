@@ -117,8 +117,7 @@ async def status(
     async with engine.connect() as connection:
         unsent = {row.queue: row for row in await connection.execute(_UNSENT)}
         dead = {row.queue: int(row.runs) for row in await connection.execute(_DEAD)}
-        limit = {"limit": 10 * LOOK_AT}
-        oldest = (await connection.execute(_OLDEST, limit)).all()
+        oldest = (await connection.execute(_OLDEST, {"limit": 10 * LOOK_AT})).all()
     held_back = await paused(engine)
     workers = await live_workers(redis)
     names: Counter[str] = Counter()
@@ -127,7 +126,7 @@ async def status(
     in_outbox = {str(row.queue) for row in oldest}
     shown = {*queues, *unsent, *in_outbox, *dead, *(queue for worker in workers for queue in worker.queues)}
     look: Any = redis.register_script(LOOK)
-    told: list[QueueStatus] = []
+    found: list[QueueStatus] = []
     in_redis: Counter[str] = Counter()
     for queue in sorted(shown):
         waiting, due, oldest_ms, held, heads = await look(
@@ -135,20 +134,20 @@ async def status(
         )
         oldest_s = float(oldest_ms) / 1000 if oldest_ms else None
         rows = int(unsent[queue].rows) if queue in unsent else 0
-        told.append(QueueStatus(queue, waiting, due, oldest_s, held, rows, dead.get(queue, 0)))
+        found.append(QueueStatus(queue, waiting, due, oldest_s, held, rows, dead.get(queue, 0)))
         in_redis.update(match[1].decode() for match in map(HEAD.match, heads) if match)
-    ages = [row.oldest_s for row in unsent.values() if row.oldest_s is not None]
+    # What came through the outbox stands in both, until it is final.
+    seen = sorted((names | in_redis).items())
     return Status(
-        tuple(told),
-        tuple(workers),
-        sum(queue.unsent for queue in told),
-        max(ages, default=None),
-        sum(dead.values()),
-        # What came through the outbox stands in both, until it is final.
-        {name: count for name, count in sorted((names | in_redis).items()) if name not in known},
-        await _unread(redis, told, workers),
-        tuple(sorted(held_back.queues)),
-        tuple(sorted(held_back.names)),
+        queues=tuple(found),
+        workers=tuple(workers),
+        unsent=sum(queue.unsent for queue in found),
+        oldest_unsent_s=max((row.oldest_s for row in unsent.values() if row.oldest_s is not None), default=None),
+        dead=sum(dead.values()),
+        unknown_jobs={name: count for name, count in seen if name not in known},
+        unread_queues=await _unread(redis, found, workers),
+        paused_queues=tuple(sorted(held_back.queues)),
+        paused_names=tuple(sorted(held_back.names)),
     )
 
 

@@ -110,11 +110,11 @@ def _decode(raw: bytes) -> Message:
         raise ValueError("the message is no JSON; enqueue with a JSON serializer (arq's default is pickle)") from None
     if not isinstance(body, dict):
         raise ValueError("the message is no JSON object; enqueue through Ratchet or arq with a JSON serializer")  # noqa: TRY004 - a fault of data
-    told = cast("dict[str, Any]", body)
-    name, arguments, enqueued_ms = told.get("f"), told.get("k"), told.get("et")
+    fields = cast("dict[str, Any]", body)
+    name, arguments, enqueued_ms = fields.get("f"), fields.get("k"), fields.get("et")
     if not isinstance(name, str) or not _is_name(name[: LONGEST_NAME + 1]):
         raise ValueError("the message has no job name in 'f'; give the name of a job")
-    if told.get("a"):
+    if fields.get("a"):
         raise ValueError("the message has positional arguments in 'a'; pass the payload by keyword")
     if not isinstance(arguments, dict):
         raise ValueError("the message has no object in 'k'; pass the payload by keyword")  # noqa: TRY004 - a fault of data
@@ -127,7 +127,7 @@ def _decode(raw: bytes) -> Message:
     if b"Infinity" in payload:
         # 1e400 is JSON, but beyond a double; written again it would be none.
         from_json(payload, allow_inf_nan=False)
-    message = Message(name, payload, enqueued_ms, told.get("o") == 1, _texts(headers) if headers else {})
+    message = Message(name, payload, enqueued_ms, fields.get("o") == 1, _texts(headers) if headers else {})
     if len(raw) + len(payload) > MAX_PAYLOAD_BYTES:
         # 1E15 is 4 bytes and is written again as 18, and a direct job that has to wait says that it is the outbox's.
         # What nobody could read the next time isn't taken now.

@@ -112,10 +112,10 @@ class Deaths:
 
     async def _is_last(self, run: ledger.Identity, death: Death) -> bool:
         """Whether this death makes the job Dead."""
-        told = {"death": ProcessDied.__name__, "others": MAX_DEATHS - 1}
+        before = {"death": ProcessDied.__name__, "others": MAX_DEATHS - 1}
         async with self._engine.connect() as connection:
             await connection.execute(_END_ITS_BACKENDS, {"name": application_name(death.pid)})
-            is_last: bool = (await connection.execute(_DEATHS_BEFORE, {**run.key, **told})).scalar_one()
+            is_last: bool = (await connection.execute(_DEATHS_BEFORE, {**run.key, **before})).scalar_one()
         return is_last
 
 
