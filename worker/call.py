@@ -22,6 +22,7 @@ from worker.job import Job
 from worker.ledger import Begun, Identity, Timeouts
 from worker.partitions import Split
 from worker.run import CurrentRun, Tell, current_of, running
+from worker.wire import Message, decode
 
 T = TypeVar("T")
 
@@ -34,13 +35,28 @@ class Work:
     """A job, and all that its transactions need."""
 
     run: Identity
-    job: Job
+    job: Job | None
+    """As it was read first. None: a call has it, and `take_job` reads it anew for the next."""
     handler: AnyHandler
     delivery: Delivery
     message: bytes
     """As it stands in Redis; for the outbox row of a direct job that has to wait."""
     memory: Memory = field(default_factory=Memory)
     """Of a chunked job."""
+
+    def take_job(self) -> Job:
+        """The job as it was enqueued, for one call of its handler.
+
+        It is frozen, but its lists and dicts aren't: an earlier call, whose transaction was rolled back, may have
+        worked them off. Raises InvalidPayload where it can't be read a second time.
+        """
+        job, self.job = self.job, None
+        if job is not None:
+            return job
+        message = decode(self.message)
+        assert isinstance(message, Message), "a message that can't be read is never called for"  # noqa: S101 - a fault of the runtime
+        again: Job = self.handler.job.from_payload(message.payload)
+        return again
 
     @property
     def timeouts(self) -> Timeouts:
@@ -65,7 +81,7 @@ def call(
     tell: Tell = partial(current_of, work.run, begun)
     start: Callable[[], Awaitable[object]]
     if isinstance(handler, Handler):
-        start = partial(ask, handler, work.job, session)
+        start = partial(ask, handler, work.take_job(), session)
     elif isinstance(handler, ChunkedHandler):
         start = partial(_run_chunk, handler, work, begun, session)
     else:
@@ -79,7 +95,7 @@ def call_many(
 ) -> Coroutine[Any, Any, list[object]]:
     """The results of one call for many jobs of one batch handler, in their order. Raises as `call` does."""
     handler = cast("BatchHandler[Any]", works[0].handler)
-    start = partial(run_batch, handler, [work.job for work in works], session)
+    start = partial(run_batch, handler, [work.take_job() for work in works], session)
     return _within_timeout(works[0], partial(_currents, works, begun), start, session, guard=guard, deadlines=deadlines)
 
 
@@ -120,7 +136,7 @@ async def _within_timeout(
 
 async def _run_one(handler: BatchHandler[Any], work: Work, session: AsyncSession) -> object:
     """A job that has no company."""
-    (result,) = await run_batch(handler, [work.job], session)
+    (result,) = await run_batch(handler, [work.take_job()], session)
     return result
 
 
@@ -131,7 +147,7 @@ async def _run_chunk(
     progress = begun.progress
     assert progress is not None, "a chunked job's progress is read when it begins"  # noqa: S101 - a fault of the runtime
     if handler.split is not None and progress.bounds is None and progress.chunks == 0:
-        return Split.at(await handler.split(work.job, session, handler.partitions), handler)
+        return Split.at(await handler.split(work.take_job(), session, handler.partitions), handler)
 
     def read(key: JsonValue) -> Any:
         return None if key is None else handler.codec.validate_json(json.dumps(key))
@@ -139,7 +155,7 @@ async def _run_chunk(
     lower, upper = progress.bounds or (None, None)
     cursor, size = read(progress.cursor), progress.size
     chunk = Chunk(cursor, size, read(lower), read(upper), work.memory)
-    step: Step[Any] = await ask(handler, work.job, session, chunk)
+    step: Step[Any] = await ask(handler, work.take_job(), session, chunk)
     return step
 
 

@@ -69,7 +69,7 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
             return json.loads(as_jsonb(result, "result"))
         memory = Memory()
         try:
-            return await _run_chunks(received, handler, session, memory)
+            return await _run_chunks(job, handler, session, memory)
         finally:
             memory.forget()
 
@@ -80,7 +80,9 @@ async def _run_chunks(job: J, handler: ChunkedHandler[J, Any], session: AsyncSes
     before: JsonValue = None
     while True:
         async with held_to_rules(session):
-            step: Step[Any] = await ask(handler, job, session, Chunk(cursor, handler.size, memory=memory))
+            # As in a worker, where each chunk gets the job as it was enqueued.
+            received = handler.job.from_payload(job.to_payload())
+            step: Step[Any] = await ask(handler, received, session, Chunk(cursor, handler.size, memory=memory))
         counts = json.loads(as_jsonb(step.added_to(counts), "counts"))
         key = key_behind(handler, step, before)
         if step.cursor is None:
