@@ -33,7 +33,8 @@ async def import_orders(
     lines = [line for _, line in read.checked if isinstance(line, Line)]
     known = await _lock(session, {line.reference for line in lines})
     run = current_run()
-    importer = f"{run.job_id}:{run.enqueued_ms}"
+    # A `job_id` that its caller chose names another import once the run was pruned: its begin tells the two apart.
+    importer = f"{run.job_id}:{run.enqueued_ms or run.enqueued_at.isoformat()}"
     orders, rejects = assemble(
         read.checked,
         users=await _users(session, {line.email for line in lines}),

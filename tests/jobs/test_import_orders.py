@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from jobs.app import handlers
@@ -15,8 +16,9 @@ from tests.jobs.shop import LONG_AGO, Shop, a_product, a_user, an_order, rows
 from tests.support.waiting import wait_until
 from worker.app import App
 from worker.handler import ChunkedHandler
-from worker.outcome import Snoozed
-from worker.testing import perform
+from worker.outbox import enqueue
+from worker.outcome import Completed, Snoozed
+from worker.testing import drain, perform
 
 HEADER = "reference,email,placed_at,sku,quantity,amount\n"
 ORDERS = "select reference, status, total_cents from orders order by reference"
@@ -200,3 +202,19 @@ async def test_an_order_that_is_placed_while_its_reference_is_imported_is_waited
     assert await importing == [Snoozed(timedelta(seconds=1))]
     assert await shop.rows("select stock from products") == [(8,)]
     assert await shop.rows("select status from orders") == [("pending",)]
+
+
+async def test_a_chosen_job_id_whose_run_was_pruned_is_another_import(app: App, tmp_path: Path, shop: Shop) -> None:
+    """Which updates what the first has stored, and rejects no row of it as one that stood earlier in the file."""
+    async with AsyncSession(shop.engine) as session, session.begin():
+        await a_user(session)
+    for amount in ("1.00", "2.00"):
+        job = put(tmp_path, line("R-1", amount=amount), line("R-2"), line("R-1", sku="STRAY"))
+        async with AsyncSession(shop.engine) as session, session.begin():
+            await session.execute(text("delete from worker.run"))  # as worker.prune does
+            enqueue(session, job, job_id="orders-of-the-month")
+        outcomes = [outcome for _, outcome in await drain(shop.app, shop.engine)]
+        assert isinstance(outcomes[-1], Completed)
+        assert isinstance(outcomes[-1].result, dict)
+        assert counts(outcomes[-1].result)[3] == 1
+    assert await shop.rows(ORDERS) == [("R-1", "paid", 200), ("R-2", "paid", 100)]
