@@ -69,7 +69,8 @@ class ImportOrders(Job, name="orders.import"):
 
     Adjacent rows of one reference are the lines of one order, paid when placed. An order that was there before gets
     its lines, total, user and times from the file; a pending one becomes paid. A row whose reference stood earlier in
-    the file, with another's between, is a reject. An imported line takes no stock.
+    the file, with another's between, is a reject. An imported line takes no stock, and gives back what the lines took
+    that it replaces, unless the order was shipped.
 
     Result: read, inserted, updated, rejected (rows; the first is the sum of the others), and rejects_path, null
     without rejects. Of an order with good and bad rows the good ones go in.

@@ -14,7 +14,7 @@ from jobs.files import Files
 from jobs.imports import Input
 from jobs.orders.assembly import ImportedOrder, assemble
 from jobs.orders.contracts import ImportOrders, Status
-from jobs.orders.models import Order, OrderLine
+from jobs.orders.models import MOVES, Order, OrderLine
 from jobs.orders.rows import HEADER, Line, RowError, check_lines
 from jobs.orders.stock import give_back
 from jobs.users.models import User
@@ -41,9 +41,10 @@ async def import_orders(
         earlier={order.reference for order in known if order.imported_by == importer},
         parted=chunk.cursor is not None and chunk.cursor.parted,
     )
-    # Imported lines take no stock, so what the lines took that they replace is given back.
-    placed_here = [order for order in known if order.imported_by is None and order.status != "cancelled"]
-    await give_back(session, [order.id for order in placed_here if order.reference in orders])
+    # Imported lines take no stock, so what the lines took that they replace is given back. What was shipped is gone,
+    # and what was cancelled has given it back.
+    hold_stock = [order for order in known if order.imported_by is None and order.status in MOVES["cancelled"]]
+    await give_back(session, [order.id for order in hold_stock if order.reference in orders])
     inserted = await _store(session, orders, importer, {order.reference for order in known})
     return await file.step(chunk, session, read, rejects, inserted=inserted)
 

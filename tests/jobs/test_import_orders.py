@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from jobs.app import handlers
 from jobs.csv_input import Position
 from jobs.files import Files
-from jobs.orders.contracts import MAX_LINES, CancelOrder, ImportOrders, PlaceOrder
+from jobs.orders.contracts import MAX_LINES, CancelOrder, ImportOrders, PayOrder, PlaceOrder, ShipOrder
 from tests.jobs.shop import LONG_AGO, Shop, a_product, a_user, an_order, rows
 from tests.support.waiting import wait_until
 from worker.app import App
@@ -181,6 +181,22 @@ async def test_imported_lines_take_no_stock_and_those_they_replace_give_it_back(
     session.expunge_all()
     await perform(app, CancelOrder(order_id=order_id), session)
     assert await rows(session, stock) == [(10,)]
+
+
+async def test_an_import_gives_back_nothing_of_what_has_been_shipped_or_was_given_back(
+    app: App, tmp_path: Path, session: AsyncSession
+) -> None:
+    await a_product(session, stock=10)
+    for reference in ("R-1", "R-2"):
+        placed = PlaceOrder(reference=reference, email="ada@example.com", lines=[("TEA", 4)])
+        order_id = (await perform(app, placed, session))["order_id"]
+        if reference == "R-1":
+            await perform(app, PayOrder(order_id=order_id), session)
+            await perform(app, ShipOrder(order_id=order_id), session)
+        else:
+            await perform(app, CancelOrder(order_id=order_id), session)
+    await perform(app, put(tmp_path, line("R-1"), line("R-2")), session)
+    assert await rows(session, "select stock from products") == [(6,)]
 
 
 async def test_an_order_that_is_placed_while_its_reference_is_imported_is_waited_for(
