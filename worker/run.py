@@ -14,7 +14,7 @@ class CurrentRun:
     """The run that the calling handler carries out."""
 
     job_id: str
-    """The idempotency key for side effects outside the database."""
+    """All jobs of a `key` have one, one after another; `idempotency_key` tells them apart."""
     enqueued_ms: int
     enqueued_at: datetime
     """When the job was enqueued; for a `job_id` its caller chose, when its run was first begun."""
@@ -22,6 +22,14 @@ class CurrentRun:
     """From 1."""
     name: str
     queue: str
+
+    @property
+    def idempotency_key(self) -> str:
+        """For side effects outside the database: the same in every attempt of this job, and of no other job.
+
+        With a `job_id` that its caller chose it is that. The chunks of a job share one: put the cursor behind it.
+        """
+        return f"{self.job_id}:{self.enqueued_ms}" if self.enqueued_ms else self.job_id
 
 
 Current: TypeAlias = CurrentRun | tuple[CurrentRun, ...]

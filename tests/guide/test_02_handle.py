@@ -69,7 +69,7 @@ class Mailer(Protocol):
 async def tell_renamed(job: TellRenamed, session: AsyncSession, *, mailer: Mailer) -> None:
     user = await session.get_one(User, job.user_id)
     letter = f"You were {job.before} and are now {user.name}."
-    await mailer.send(user.email, letter, idempotency_key=current_run().job_id)
+    await mailer.send(user.email, letter, idempotency_key=current_run().idempotency_key)
 
 
 def handlers(mailer: Mailer) -> tuple[AnyHandler, ...]:
@@ -104,6 +104,23 @@ async def test_a_side_effect_may_come_twice_but_always_with_one_key(engine: Asyn
     assert isinstance(outcome, Completed)
     assert postbox.calls == 2
     assert list(postbox.letters.values()) == ["ada@example.com: You were Ada and are now Ada Lovelace."]
+
+
+async def test_two_jobs_of_one_key_are_two_letters(engine: AsyncEngine) -> None:
+    """They have one id, and the mail service must not take the second for the first that comes again."""
+    postbox = Postbox()
+    app = App(handlers=handlers(postbox))
+    user_id = await add_user(engine)
+    for before in ("Augusta", "Countess"):
+        async with AsyncSession(engine) as session, session.begin():
+            enqueue(session, TellRenamed(user_id=user_id, before=before), key=f"renamed-{user_id}")
+        while await drain(app, engine):
+            await skip_waits(engine)
+    assert postbox.calls == 3  # the first answer was lost
+    assert sorted(postbox.letters.values()) == [
+        "ada@example.com: You were Augusta and are now Ada.",
+        "ada@example.com: You were Countess and are now Ada.",
+    ]
 
 
 # --- the session is the runtime's -------------------------------------------------------------------------------------
