@@ -17,7 +17,8 @@ class CurrentRun:
     """All jobs of a `key` have one, one after another; `idempotency_key` tells them apart."""
     enqueued_ms: int
     enqueued_at: datetime
-    """When the job was enqueued; for a `job_id` its caller chose, when its run was first begun."""
+    """When the job was enqueued; of a tick of the schedule, its time; for a `job_id` its caller chose, when its run was
+    first begun."""
     attempt: int
     """From 1."""
     name: str

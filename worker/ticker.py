@@ -10,10 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from worker.availability import Availability
 from worker.brief import brief_transaction
 from worker.faults import is_expected, is_lost_connection
+from worker.models import Outbox
 from worker.outbox import enqueue
 from worker.reporting.observer import Observer
 from worker.reporting.trace import CRON_HEADER
 from worker.schedule import Cron
+from worker.wire import restamp
 
 LOOK_AT_LEAST_EVERY = timedelta(seconds=30)
 """A clock that was set, and a grace that ran out, are noticed within this."""
@@ -77,6 +79,11 @@ class Ticker:
 async def _enqueue(connection: AsyncConnection, cron: Cron, due: datetime) -> None:
     async with AsyncSession(connection, join_transaction_mode="rollback_only") as session:
         job_id = enqueue(session, cron.job, headers={CRON_HEADER: cron.name})
+        # A handler tells by this time which day or month its tick is of. The worker's clock may be behind PostgreSQL's,
+        # and a tick that was missed may be made up for on the next day.
+        [row] = (each for each in session.new if isinstance(each, Outbox))
+        row.enqueued_ms = int(due.timestamp() * 1000)
+        row.message = restamp(row.message, enqueued_ms=row.enqueued_ms)
         # The note comes first: who loses the race for it enqueues nothing.
         if await _note(connection, cron, due, job_id):
             await session.flush()

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from sqlalchemy import text
 
 from tests.outbox.hands import Hands, Play
 from tests.support.waiting import wait_until
-from worker import brief, ticker
+from worker import brief, outbox, ticker
 from worker.availability import Availability
 from worker.dev import EmbeddedPostgres
 from worker.reporting.observer import Observers
@@ -152,6 +153,24 @@ async def test_now_is_postgresql_s_clock(hands: Hands, monkeypatch: pytest.Monke
     await ticker_of(hands, cron).tick(cron)
     [[now]] = await hands.sql("select now()")
     assert now - (await ticks(hands))[-1].scheduled_at < timedelta(minutes=2)
+
+
+async def test_a_tick_s_job_has_the_tick_s_time_though_the_worker_s_clock_is_behind(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await last_tick(hands, "2 min")
+    cron = every_minute()
+    monkeypatch.setattr(outbox, "time", SimpleNamespace(time_ns=lambda: 0))
+    await ticker_of(hands, cron).tick(cron)
+    [row], [_, tick] = await hands.rows(), await ticks(hands)
+    message = decode(row.message)
+    assert isinstance(message, Message)
+    assert message.from_outbox
+    assert {row.enqueued_ms, message.enqueued_ms} == {tick.scheduled_at.timestamp() * 1000}
+    await hands.work()
+    [run] = await hands.runs()
+    assert (run.enqueued_ms, run.status) == (row.enqueued_ms, "completed")
+    assert await hands.rows() == []
 
 
 async def test_a_clock_that_was_set_back_enqueues_nothing_twice(hands: Hands) -> None:
