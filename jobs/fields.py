@@ -3,13 +3,23 @@
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 EMAIL = r"^[^@\s\x00]+@[^@\s\x00]+$"
 MAX_EMAIL = 320
 MAX_NAME = 200
 
-Id = Annotated[int, Field(ge=1, lt=2**63)]
+
+def _number(value: object) -> object:
+    """JSON's true would pass for 1, and a payment for one of order 1. Raises ValueError."""
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number, and is true or false")  # noqa: TRY004 - a fault of data
+    return value
+
+
+Number = BeforeValidator(_number)
+"""For whole numbers."""
+Id = Annotated[int, Field(ge=1, lt=2**63), Number]
 Email = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_EMAIL, pattern=EMAIL)]
 FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1_000)]
 """Below WORKER_FILES_DIR."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from jobs.fields import Age, Email, FilePath, Id
+from jobs.fields import Age, Email, FilePath, Id, Number
 from worker.job import Job
 
 MAX_REFERENCE = 100
@@ -16,7 +16,7 @@ Status = Literal["pending", "paid", "shipped", "cancelled"]
 
 Reference = Annotated[str, StringConstraints(min_length=1, max_length=MAX_REFERENCE, pattern=r"^[^\x00]*$")]
 Sku = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SKU, pattern=r"^[^\x00]*$")]
-Quantity = Annotated[int, Field(ge=1, le=10_000)]
+Quantity = Annotated[int, Field(ge=1, le=10_000), Number]
 
 
 class PlaceOrder(Job, name="orders.place"):

@@ -20,7 +20,7 @@ import jobs
 from jobs.app import MIGRATIONS, app, handlers
 from jobs.base import Base
 from jobs.files import Files
-from jobs.orders.contracts import CancelOrder, CancelStale, PlaceOrder, SetStatus
+from jobs.orders.contracts import CancelOrder, CancelStale, PayOrder, PlaceOrder, SetStatus
 from jobs.sales.contracts import RefreshDaily
 from jobs.users.contracts import CreateUser, DeactivateDormant, ExportUsers, SetActive
 from worker.job import Job
@@ -104,6 +104,9 @@ def test_nowhere_is_a_transaction_ended() -> None:
         (ExportUsers, {"path": "x", "format": "pickle"}),
         (ExportUsers, {"path": "x" * 1_001}),
         (PlaceOrder, {"reference": "R-1", "email": "a@x", "lines": []}),
+        (PlaceOrder, {"reference": "R-1", "email": "a@x", "lines": [["TEA", True]]}),
+        (PayOrder, {"order_id": True}),
+        (SetStatus, {"changes": [[True, "paid"]]}),
         (PlaceOrder, {"reference": "R-1", "email": "a@x", "lines": [["TEA", 0]]}),
         (PlaceOrder, {"reference": "R-1", "email": "a@x", "lines": [["TEA", 10_001]]}),
         (PlaceOrder, {"reference": "R-1", "email": "a@x", "lines": [["TEA", 1]] * 1_001}),
