@@ -19,14 +19,16 @@ from arq.worker import Function, Retry, func
 
 from worker.app import App
 from worker.broker import arq_settings
-from worker.delivery import Delivery, NoHold, Report
+from worker.delivery import Delivery, Report
 from worker.executor import Executor
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Released, Retrying, Snoozed, Yielded
 from worker.reporting.logs import tell_loop_errors
 from worker.reporting.start import start_reporting
 from worker.runtime import services
 from worker.settings import DEFAULT_CONCURRENCY, DEFAULT_REDIS_URL, load_settings
-from worker.wire import ABORTED, JOB_KEY, JobFailed, deserialize, serialize
+from worker.shield import cancel_all
+from worker.stock_aborts import StockAborts
+from worker.wire import ABORT_SET, ABORTED, JOB_KEY, JobFailed, deserialize, serialize
 
 MAX_TRIES = 2**31
 """arq counts deliveries, and would give up; the ledger counts failures."""
@@ -83,12 +85,14 @@ async def _start(app: App, ctx: dict[str, Any]) -> None:
     tell_loop_errors(asyncio.get_running_loop())
     end = partial(signal.raise_signal, signal.SIGTERM)
     parts = await stack.enter_async_context(services(app, settings, observers, pushed=lambda: None, end=end))
-    ctx[SERVICES] = (stack, parts.executor)
+    aborts = StockAborts(parts.redis)
+    stack.push_async_callback(cancel_all, [parts.vital.start("aborts", aborts.watch())])
+    ctx[SERVICES] = (stack, parts.executor, aborts)
 
 
 async def _stop(ctx: dict[str, Any]) -> None:
     if SERVICES in ctx:  # arq asks for a shutdown after a start that failed, too
-        stack, _ = ctx[SERVICES]
+        stack, *_ = ctx[SERVICES]
         await stack.aclose()
 
 
@@ -96,10 +100,16 @@ async def _run_stock(ctx: dict[str, Any], /, *_args: Any, **_payload: Any) -> An
     """One arq function for all jobs: arq's arguments leave out what the message says, so it is read again."""
     redis: ArqRedis = ctx["redis"]
     job_id: str = ctx["job_id"]
-    executor: Executor = ctx[SERVICES][1]
-    message: bytes | None = await redis.get(JOB_KEY + job_id)
+    executor: Executor
+    aborts: StockAborts
+    _, executor, aborts = ctx[SERVICES]
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.get(JOB_KEY + job_id)
+        pipe.zscore(ABORT_SET, job_id)
+        message, asked = await pipe.execute()
     due_ms = int(ctx["score"])  # arq doesn't say when it took the job: as if it had done so at once
-    report = await executor.execute(Delivery(job_id, redis.default_queue_name, message, NoHold(), due_ms, due_ms))
+    with aborts.told_of(job_id, is_aborted=asked is not None) as hold:
+        report = await executor.execute(Delivery(job_id, redis.default_queue_name, message, hold, due_ms, due_ms))
     if report.adopted:
         await redis.set(JOB_KEY + job_id, report.adopted, xx=True, keepttl=True)
     return _as_arq_would(report)

@@ -6,6 +6,7 @@ import signal
 import sys
 from asyncio.subprocess import STDOUT, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,6 +72,12 @@ async def run_arq(database_url: str, redis_url: str, tmp_path: Path) -> AsyncIte
         await process.wait()
 
 
+async def is_waiting_for_lock(session: AsyncSession) -> bool:
+    await session.rollback()  # a transaction sees pg_stat_activity as it was at its first look
+    waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'")
+    return bool((await session.execute(waiting)).scalar_one())
+
+
 async def test_it_runs_jobs_from_the_outbox_and_from_redis_each_once(
     arq: ArqRedis, engine: AsyncEngine, session: AsyncSession, run_arq: RunArq, tmp_path: Path
 ) -> None:
@@ -115,13 +122,7 @@ async def test_a_signal_rolls_the_job_back_and_the_next_worker_does_it_with_no_a
     async with engine.begin() as lock:
         await lock.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         running = await run_arq(settings=settings)
-
-        async def is_waiting() -> bool:
-            await session.rollback()  # a transaction sees pg_stat_activity as it was at its first look
-            waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'")
-            return bool((await session.execute(waiting)).scalar_one())
-
-        await wait_until(is_waiting, timeout=30)
+        await wait_until(partial(is_waiting_for_lock, session), timeout=30)
         running.process.send_signal(signal.SIGTERM)
         assert "began" in await running.output()
         assert running.process.returncode == 0
@@ -131,6 +132,49 @@ async def test_a_signal_rolls_the_job_back_and_the_next_worker_does_it_with_no_a
     await session.rollback()
     run = (await session.execute(select(Run))).scalar_one()
     assert (run.status, run.attempt) == ("completed", 0)
+
+
+async def test_an_abort_of_a_job_that_is_due_much_later_cancels_it_rather_than_running_it_at_once(
+    arq: ArqRedis, session: AsyncSession, run_arq: RunArq, effects: Effects
+) -> None:
+    """arq's abort makes it due: a worker that asks for no aborts would run it now."""
+    job = await arq.enqueue_job("wait", lock=LOCK, _defer_by=3600)
+    assert job is not None
+    aborting = asyncio.create_task(job.abort(timeout=30, poll_delay=0.05))
+
+    async def is_due() -> bool:
+        return bool(await arq.zscore("arq:queue", job.job_id) == 1 and await arq.exists("arq:abort"))
+
+    await wait_until(is_due)
+    await (await run_arq("--burst", settings="tests.consumer.app.WorkerSettings")).output()
+    assert await aborting
+    assert await effects() == []
+    run = (await session.execute(select(Run))).scalar_one()
+    assert (run.id, run.status) == (job.job_id, "cancelled")
+    assert await arq.exists("arq:abort") == 0
+
+
+@pytest.mark.parametrize("client", ["arq", "outbox"])
+async def test_an_abort_ends_a_job_that_runs(
+    arq: ArqRedis, session: AsyncSession, engine: AsyncEngine, run_arq: RunArq, effects: Effects, client: str
+) -> None:
+    if client == "outbox":
+        job_id = enqueue(session, Wait(lock=LOCK))
+        await session.commit()
+    else:
+        job_id = await Queue(arq).enqueue(Wait(lock=LOCK)) or ""
+    async with engine.begin() as lock:
+        await lock.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+        running = await run_arq(settings="tests.consumer.app.WorkerSettings")
+        await wait_until(partial(is_waiting_for_lock, session), timeout=30)
+        assert await ArqJob(job_id, arq, _deserializer=arq.job_deserializer).abort(timeout=20, poll_delay=0.05)
+    running.process.send_signal(signal.SIGTERM)
+    await running.output()
+    assert await effects() == []
+    await session.rollback()
+    run = (await session.execute(select(Run))).scalar_one()
+    assert (run.id, run.status) == (job_id, "cancelled")
+    assert (await session.scalars(select(Outbox.id))).all() == []
 
 
 async def test_beside_our_worker_on_one_queue_each_job_runs_once(
