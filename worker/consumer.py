@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from signal import Signals
 from typing import Any, assert_never
@@ -19,6 +19,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from worker.acknowledgements import Acknowledgements
+from worker.arq_cron import enqueue_ticks
 from worker.claim import Claim
 from worker.delivery import Delivery, Report
 from worker.endings import PutBack
@@ -352,6 +353,11 @@ class Worker(arq.worker.Worker):
             host, pid, running = socket.gethostname(), os.getpid(), len(self.tasks)
             await beat(self.pool, Heartbeat(self._name, host, pid, self._queues, running, self._started_ms))
         self._next_beat = time.monotonic() + min(BEAT_EVERY_S, self.health_check_interval)
+
+    async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:
+        """arq's look for cron jobs that are due within so many windows of `delay` seconds."""
+        with self._trouble.bearing_refusals():  # a full Redis takes none, and jobs go on
+            await enqueue_ticks(self, n, n + timedelta(seconds=delay * num_windows))
 
     async def close(self) -> None:
         """As arq's; before the connection goes, Redis is told what came of the last jobs."""

@@ -20,6 +20,7 @@ from tests.consumer.told import Told
 from tests.support.leaks import connection_leaks
 from worker.app import App
 from worker.broker import connect_broker
+from worker.consumer import Worker
 from worker.database import create_engine
 from worker.dev import EmbeddedPostgres, EmbeddedValkey
 from worker.handler import AnyHandler
@@ -46,6 +47,7 @@ class RunningWorker(Told):
 
 Work = Callable[..., AbstractAsyncContextManager[RunningWorker]]
 Effects = Callable[[], Awaitable[list[str]]]
+Make = Callable[..., Worker]
 Logged = Sequence[MutableMapping[str, Any]]
 
 
@@ -144,6 +146,19 @@ async def arq(redis_url: str) -> AsyncIterator[ArqRedis]:
     client = connect_broker(redis_url)
     yield client
     await client.aclose()
+
+
+@pytest.fixture
+async def make(arq: ArqRedis) -> AsyncIterator[Make]:
+    """Make a worker of plain functions, with arq's arguments."""
+
+    def worker(*functions: Any, **arguments: Any) -> Worker:
+        chosen: dict[str, Any] = {"redis_pool": arq, "poll_delay": 0.02, "burst": True, **arguments}
+        return Worker(functions, **chosen)
+
+    yield worker
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().remove_signal_handler(signum)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pickle
 import signal
 import sys
 from asyncio.subprocess import STDOUT
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,26 +17,11 @@ from arq.connections import ArqRedis
 from arq.jobs import Job as ArqJob
 from arq.worker import Function, Retry
 
+from tests.consumer.conftest import Make
 from tests.consumer.mixed import alone, ran, run
 from tests.support.waiting import wait_until
 from worker.broker import arq_settings
-from worker.consumer import Worker
 from worker.wire import JobFailed, deserialize
-
-Make = Callable[..., Worker]
-
-
-@pytest.fixture
-async def make(arq: ArqRedis) -> AsyncIterator[Make]:
-    """Make a worker of plain functions, with arq's arguments."""
-
-    def worker(*functions: Any, **arguments: Any) -> Worker:
-        chosen: dict[str, Any] = {"redis_pool": arq, "poll_delay": 0.02, "burst": True, **arguments}
-        return Worker(functions, **chosen)
-
-    yield worker
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().remove_signal_handler(signum)
 
 
 @asynccontextmanager
