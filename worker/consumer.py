@@ -7,6 +7,7 @@ import random
 import socket
 import time
 from collections.abc import Sequence
+from contextvars import Context, copy_context
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property, partial
@@ -79,7 +80,7 @@ class Worker(arq.worker.Worker):
         self._sharing: set[str] = set()
         """Jobs that wait in a batch of another, which has the slot."""
         self._hooks: set[asyncio.Task[None]] = set()
-        """arq's `after_job_end`, running."""
+        """arq's `after_job_end`, running. Each has its job's slot."""
         self._main: asyncio.Task[Any] | None = None
         self._log = structlog.get_logger("worker.consumer")
 
@@ -117,6 +118,20 @@ class Worker(arq.worker.Worker):
         """As arq's: cancel all. The jobs can tell why."""
         self.allow_pick_jobs = False
         super().handle_sig(signum)
+        self._cancel_hooks()
+
+    async def _sleep_until_tasks_complete(self) -> None:
+        """As arq's, whose jobs have ended when their last hook has."""
+        await super()._sleep_until_tasks_complete()
+        await self._all_told()
+
+    async def _wait_for_tasks_to_complete(self, signum: Signals) -> None:
+        await super()._wait_for_tasks_to_complete(signum)
+        self._cancel_hooks()
+
+    def _cancel_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.cancel()
 
     async def main(self) -> None:
         """Serve until told to stop; in burst mode, until nothing that this worker knows is due."""
@@ -176,7 +191,7 @@ class Worker(arq.worker.Worker):
         return not self.tasks and not self._acknowledgements.is_pending()
 
     def _free(self) -> int:
-        return self.max_jobs - len(self.tasks) + len(self._sharing)
+        return self.max_jobs - len(self.tasks) - len(self._hooks) + len(self._sharing)
 
     async def _take(self, *, in_earnest: bool) -> int:
         """Claim jobs for free slots, half of all at most, and start them. Returns how many.
@@ -254,12 +269,13 @@ class Worker(arq.worker.Worker):
         hold = LeaseHold(self, claim, self._engine)
         times = claim.claimed_ms, claim.due_ms
         delivery = Delivery(claim.job_id, claim.queue, claim.message, hold, *times, claim.failures, claim.is_suspect)
-        task = self.loop.create_task(self._engine.execute(delivery))
+        context = copy_context()
+        task = self.loop.create_task(self._engine.execute(delivery), context=context)
         self.job_tasks[claim.job_id] = self.tasks[claim.job_id] = task
-        task.add_done_callback(partial(self._ended, claim))
+        task.add_done_callback(partial(self._ended, claim, context))
         return True
 
-    def _ended(self, claim: Claim, task: asyncio.Task[Report]) -> None:
+    def _ended(self, claim: Claim, context: Context, task: asyncio.Task[Report]) -> None:
         """The slot is free; Redis is told a moment later."""
         del self.tasks[claim.job_id], self.job_tasks[claim.job_id]
         self.aborting_tasks.discard(claim.job_id)
@@ -271,6 +287,7 @@ class Worker(arq.worker.Worker):
             report = Report(Released("the runtime failed", OFFER_AGAIN))
         else:
             report = task.result()
+            report.context = context
         self._count(report)
         self._acknowledgements.add(claim, report)
         self._slot_is_free()
@@ -312,9 +329,13 @@ class Worker(arq.worker.Worker):
         if isinstance(report.outcome, Final):
             self._engine.acknowledged(claim.job_id)
         if report.afterwards is not None:
-            hook = self.loop.create_task(report.afterwards())
+            hook = self.loop.create_task(report.afterwards(), context=report.context)
             self._hooks.add(hook)
-            hook.add_done_callback(self._hooks.discard)
+            hook.add_done_callback(self._hook_ended)
+
+    def _hook_ended(self, hook: asyncio.Task[None]) -> None:
+        self._hooks.discard(hook)
+        self._slot_is_free()
 
     def _all_are_told(self) -> None:
         """A burst may be over."""

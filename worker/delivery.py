@@ -7,6 +7,7 @@ each set in one place. For the same reason what only passes a coroutine on is no
 """
 
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -92,6 +93,8 @@ class Report:
     """How long the id stays in progress though the job has ended: none of that id begins meanwhile."""
     afterwards: Callable[[], Coroutine[Any, Any, None]] | None = None
     """Called when Redis was told. Doesn't raise."""
+    context: Context | None = None
+    """What the job ran in, and so does `afterwards`: what a hook has set there is there, and can be reset."""
     has_died: bool = False
     """Whether a process died of it now: it stays a suspect."""
 
