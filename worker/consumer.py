@@ -82,6 +82,8 @@ class Worker(arq.worker.Worker):
         self._hooks: set[asyncio.Task[None]] = set()
         """arq's `after_job_end`, running. Each has its job's slot."""
         self._main: asyncio.Task[Any] | None = None
+        self._waiting: asyncio.Task[Any] | None = None
+        """arq's, which waits for jobs before it cancels all."""
         self._log = structlog.get_logger("worker.consumer")
 
     @cached_property
@@ -126,6 +128,7 @@ class Worker(arq.worker.Worker):
         await self._all_told()
 
     async def _wait_for_tasks_to_complete(self, signum: Signals) -> None:
+        self._waiting = asyncio.current_task()
         await super()._wait_for_tasks_to_complete(signum)
         self._cancel_hooks()
 
@@ -172,6 +175,8 @@ class Worker(arq.worker.Worker):
             # A heartbeat and the idle marks (claims.py) must not wait for a poll that is seldom.
             pause = min(self.poll_delay_s * random.uniform(*POLLS), BEAT_EVERY_S)  # noqa: S311
             await self._rest(min(self._due_in_s or pause, pause))
+        if self._waiting is not None:  # it tells `on_stop`, and then cancels this
+            await asyncio.wait((self._waiting,))
 
     async def _beat(self) -> None:
         if self.allow_abort_jobs:
@@ -387,9 +392,14 @@ class Worker(arq.worker.Worker):
         if self._pool is None:
             return
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        if self._main is not None and self._main.cancelling():  # it still says farewell, on this connection
+            await asyncio.wait((self._main,))
         await self._all_told()
         await self.pool.delete(self.health_check_key)
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
         await self.pool.aclose(close_connection_pool=True)
-        self._pool = None
+        self._pool = self._waiting = None
+        self.allow_pick_jobs = True  # it may be started again, as arq's, and has another connection then
+        for part in ("_engine", "_trouble", "_acknowledgements"):
+            self.__dict__.pop(part, None)

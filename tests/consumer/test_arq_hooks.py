@@ -1,7 +1,8 @@
-"""arq's hooks under our Worker: what arq's own tests don't ask of them."""
+"""arq's hooks under our Worker, and its end and its second start: what arq's own tests don't ask of them."""
 
 import asyncio
 import signal
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from typing import Any
 
@@ -9,6 +10,9 @@ from arq.connections import ArqRedis
 
 from tests.consumer.conftest import Make
 from tests.consumer.test_arq_functions import double, result
+from tests.support.waiting import wait_until
+from worker.broker import arq_settings
+from worker.consumer import Worker
 
 Context = dict[Any, Any]
 
@@ -70,3 +74,43 @@ async def test_a_hook_that_does_not_end_does_not_keep_the_worker_from_stopping(a
     ended, _ = await asyncio.wait({worker.main_task}, timeout=5)
     assert ended == {worker.main_task}
     assert await result(arq, "mine") == 2
+
+
+async def test_a_stop_that_waits_for_jobs_tells_that_it_is_over(arq: ArqRedis, make: Make) -> None:
+    began, go_on, stopped = asyncio.Event(), asyncio.Event(), list[signal.Signals]()
+
+    async def work(_ctx: Context) -> None:
+        began.set()
+        await go_on.wait()
+
+    work.__qualname__ = "work"
+    await arq.enqueue_job("work")
+    worker = make(work, burst=False, job_completion_wait=60)
+    worker.on_stop = stopped.append
+    worker.main_task = asyncio.create_task(worker.main())
+    await began.wait()
+    worker.handle_sig_wait_for_completion(signal.SIGTERM)
+    go_on.set()
+    with suppress(asyncio.CancelledError):
+        await worker.main_task
+    assert (stopped, worker.jobs_complete) == ([signal.SIGTERM], 1)
+
+
+async def test_a_worker_that_was_closed_can_be_started_again_and_leaves_no_connection(
+    arq: ArqRedis, redis_url: str
+) -> None:
+    """As arq's own, which reloads so; in a web application it runs beside, and is closed while it runs."""
+    before = len(await arq.client_list())
+    worker = Worker([double], redis_settings=arq_settings(redis_url), poll_delay=0.02, handle_signals=False)
+    for n in range(2):
+        running = asyncio.create_task(worker.async_run())
+        await arq.enqueue_job("double", n, _job_id=f"job-{n}")
+        assert await result(arq, f"job-{n}") == 2 * n
+        await worker.close()
+        with suppress(asyncio.CancelledError):
+            await running
+
+    async def are_closed() -> bool:
+        return len(await arq.client_list()) == before
+
+    await wait_until(are_closed)
