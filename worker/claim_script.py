@@ -17,7 +17,7 @@ OTHERS_FIRST_MS = 1_000
 # wrong type must not keep other jobs from being claimed: MGET takes it for a missing one, the rest goes through pcall.
 #
 # A message from the outbox never expires; another's expiry is taken away, or it could run out while the job runs or
-# is parked.
+# is parked. Plain arq functions keep it: arq promises that such a job is neither started nor tried again after it.
 #
 # Jobs whose lease ran out come first: in the queue they stand behind everything that was due before the lease's end,
 # and with a long backlog a killed worker's jobs would wait for all of it. They are suspects: whoever had them neither
@@ -35,6 +35,7 @@ CLAIM = """
 redis.call('DEL', 'ratchet:room')
 local want, lease, token, limit = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local page, pages, step, idle_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+local may_expire = ARGV[9] == '1'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ids, scores, messages, failures, aborted, limited, suspects = {}, {}, {}, {}, {}, {}, {}
@@ -43,7 +44,7 @@ local parked, parked_bytes, waiting, unparked = 0, 0, {}, {}
 local are_aborts = redis.pcall('ZCARD', 'arq:abort') ~= 0
 
 local gates, gate_of_name = {}, {}
-for i = 9 + #KEYS, #ARGV, 5 do
+for i = 10 + #KEYS, #ARGV, 5 do
     local name, key, max, count, per = unpack(ARGV, i, i + 4)
     gates[key] = gates[key] or {key = key, max = tonumber(max), count = tonumber(count), per = tonumber(per)}
     gate_of_name[name] = gates[key]
@@ -202,7 +203,9 @@ local function take(queue, source, found, scored, suspect)
     for i, id in ipairs(chosen) do
         local at = before + i
         redis.call('SET', 'arq:in-progress:' .. id, token .. ':' .. scores[at], 'PX', lease)
-        if messages[at] and string.sub(messages[at], -7) ~= ',"o":1}' then redis.call('PERSIST', 'arq:job:' .. id) end
+        if messages[at] and not may_expire and string.sub(messages[at], -7) ~= ',"o":1}' then
+            redis.call('PERSIST', 'arq:job:' .. id)
+        end
         failures[at], aborted[at], suspects[at] = counted[i], asked[i] and 1 or 0, suspect and 1 or 0
         held[2 * i - 1], held[2 * i] = now + lease, id
     end
@@ -286,7 +289,7 @@ for i, queue in ipairs(KEYS) do
     local before, is_queue = #ids, type(redis.pcall('ZCARD', queue)) == 'number'
     if is_queue and not full then take_expired(queue) end
     if is_queue and not full and has_parked then look_at_parked(queue) end
-    passed[i] = is_queue and not full and take_due(queue, tonumber(ARGV[8 + i])) or 0
+    passed[i] = is_queue and not full and take_due(queue, tonumber(ARGV[9 + i])) or 0
     counts[i] = #ids - before
 end
 

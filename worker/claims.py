@@ -39,16 +39,23 @@ class Claims:
     """The scripts, bound to a client."""
 
     def __init__(
-        self, redis: Redis, lease: timedelta, limits: Limits | None = None, *, marks_idle: bool = True
+        self,
+        redis: Redis,
+        lease: timedelta,
+        limits: Limits | None = None,
+        *,
+        marks_idle: bool = True,
+        may_expire: bool = False,
     ) -> None:
         """`lease`: how long a claimed job is held unless that is renewed. `limits`: what may not start now.
 
-        `marks_idle`: somebody listens, and should be woken.
+        `marks_idle`: somebody listens, and should be woken. `may_expire`: a claimed job's message keeps its expiry.
         """
         self._redis = redis
         self._lease_ms = int(lease.total_seconds() * 1000)
         self._limits = limits or Limits()
         self._idle_ms = IDLE_MS if marks_idle else 0
+        self._may_expire = may_expire
         self._passed: dict[str, int] = {}
         self._heads: dict[str, float] = {}
         """When the earliest job of a queue is due, as the looks since the last claim have seen it."""
@@ -130,7 +137,7 @@ class Claims:
         return claims
 
     async def _take(self, queues: Sequence[str], want: int, token: str, along: Along | None) -> tuple[int, list[Claim]]:
-        args = [want, self._lease_ms, token, MAX_MESSAGE_BYTES, PAGE, PAGES, STEP, self._idle_ms]
+        args = [want, self._lease_ms, token, MAX_MESSAGE_BYTES, PAGE, PAGES, STEP, self._idle_ms, int(self._may_expire)]
         behind = [self._passed.get(queue, 0) for queue in queues]
         claim = scripts.Call(_CLAIM, queues, [*args, *behind, *self._limits.arguments()])
         told: Any = await (scripts.run(self._redis, claim) if along is None else self._with(along, claim))

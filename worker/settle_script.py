@@ -51,6 +51,7 @@ end
 
 local function put_back(queue, id, adopted, due, failures)
     if adopted ~= '' then redis.call('SET', 'arq:job:' .. id, adopted, 'XX') end
+    if due % 1 ~= 0 then redis.call('PERSIST', 'arq:job:' .. id) end  -- it waits for others, however long that takes
     if failures ~= '0' then redis.call('SET', 'arq:retry:' .. id, failures, 'EX', RETRY_TTL) end
     add_scored(offered, queue, due, id)
 end

@@ -50,7 +50,7 @@ def engine_of(worker: arq.worker.Worker, grace: timedelta, *, owns_process: bool
         fault=_log_fault,
         abandon=partial(os._exit, os.EX_SOFTWARE),
         leases=Leases(worker.pool, LEASE, grace, recycle=recycle, fault=_log_fault),
-        claims=Claims(worker.pool, LEASE, marks_idle=not worker.burst),
+        claims=Claims(worker.pool, LEASE, marks_idle=not worker.burst, may_expire=True),
         draw=lambda: (queue,),
     )
 

@@ -9,6 +9,7 @@ from asyncio.subprocess import STDOUT
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,48 @@ async def test_a_try_that_its_function_gives_up_is_counted(arq: ArqRedis, make: 
     await arq.enqueue_job("again", _job_id="mine")
     await make(again).main()
     assert await result(arq, "mine") == 3
+
+
+async def test_a_job_is_not_tried_again_after_it_has_expired(arq: ArqRedis, make: Make) -> None:
+    """As arq's `_expires` has it."""
+    tries: list[int] = []
+
+    async def again(ctx: dict[Any, Any]) -> None:
+        tries.append(ctx["job_try"])
+        await wait_until(partial(is_gone, arq, "until-then"))
+        raise Retry
+
+    again.__qualname__ = "again"
+    await arq.enqueue_job("again", _job_id="mine", _expires=2)
+    await arq.set("until-then", 1, px=2_001)
+    worker = make(again)
+    await worker.main()
+    assert (tries, worker.jobs_failed) == ([1], 1)
+    with pytest.raises(JobFailed, match="job expired"):
+        await result(arq, "mine")
+    assert await arq.exists("arq:in-progress:mine", "arq:retry:mine", "arq:queue") == 0
+
+
+async def test_a_job_keeps_its_expiry_unless_nobody_here_knows_it(arq: ArqRedis, make: Make) -> None:
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(_ctx: dict[Any, Any]) -> None:
+        began.set()
+        await go_on.wait()
+
+    wait.__qualname__ = "wait"
+    await arq.enqueue_job("wait", _job_id="known", _expires=60)
+    await arq.enqueue_job("nobodys", _job_id="unknown", _expires=60)
+    main = asyncio.create_task(make(wait).main())
+    await began.wait()
+    assert 0 < await arq.ttl("arq:job:known") <= 60
+    go_on.set()
+    await main
+    assert await arq.ttl("arq:job:unknown") == -1
+
+
+async def is_gone(arq: ArqRedis, key: str) -> bool:
+    return not await arq.exists(key)
 
 
 async def test_a_hook_that_fails_when_the_job_has_ended_changes_nothing(
