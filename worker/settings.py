@@ -17,6 +17,7 @@ from worker.queue_order import QueueOrder, parse_order
 
 DEFAULT_REDIS_URL = "redis://localhost:6379"
 DEFAULT_CONCURRENCY = 10
+DEFAULT_KEEP_RESULT = 3600.0
 SPARE_CONNECTIONS = 4
 """Beyond one a job: for the relay (two, for what coalesces), the schedule, what is paused, the ending of zombies, and
 whether PostgreSQL is there. Seldom all at once: who finds none waits."""
@@ -66,7 +67,7 @@ class Settings(BaseSettings):
     poll_delay: float = Field(0.1, gt=0, le=60)
     lease: float = Field(15, ge=1, le=3600)
     shutdown_grace: float = Field(25, ge=0, le=3600)
-    keep_result: float = Field(3600, ge=0, le=30 * 86400)
+    keep_result: float = Field(DEFAULT_KEEP_RESULT, ge=0, le=30 * 86400)
     relay_poll: float = Field(1, gt=0, le=60)
     sweep_interval: float = Field(30, gt=0, le=3600)
     max_replication_lag: float = Field(10, ge=0, le=86_400)

@@ -25,7 +25,7 @@ from worker.outcome import Cancelled, Completed, Dead, Duplicate, Released, Retr
 from worker.reporting.logs import tell_loop_errors
 from worker.reporting.start import start_reporting
 from worker.runtime import services
-from worker.settings import DEFAULT_CONCURRENCY, DEFAULT_REDIS_URL, load_settings
+from worker.settings import DEFAULT_CONCURRENCY, DEFAULT_KEEP_RESULT, DEFAULT_REDIS_URL, load_settings
 from worker.shield import cancel_all
 from worker.stock_aborts import StockAborts
 from worker.wire import ABORT_SET, ABORTED, JOB_KEY, JobFailed, deserialize, serialize
@@ -53,6 +53,7 @@ def worker_settings(app: App, environment: Mapping[str, str] = os.environ) -> di
         "on_shutdown": _stop,
         "max_jobs": _concurrency(environment),
         "max_tries": MAX_TRIES,
+        "keep_result": _keep_result(environment),
         "log_results": False,
     }
 
@@ -68,6 +69,14 @@ def _concurrency(environment: Mapping[str, str]) -> int:
     """As many jobs as the pool has connections for."""
     given = environment.get("WORKER_CONCURRENCY", "")
     return int(given) if given.isdecimal() else DEFAULT_CONCURRENCY
+
+
+def _keep_result(environment: Mapping[str, str]) -> float:
+    """For so long the `job_id` of a direct job is known, so a stock worker mustn't keep it for less than the others."""
+    try:
+        return float(environment.get("WORKER_KEEP_RESULT") or DEFAULT_KEEP_RESULT)
+    except ValueError:
+        return DEFAULT_KEEP_RESULT  # as above
 
 
 def _functions(app: App) -> list[Function]:

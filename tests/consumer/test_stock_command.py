@@ -54,8 +54,8 @@ async def run_arq(database_url: str, redis_url: str, tmp_path: Path) -> AsyncIte
     """Start the `arq` command; what still runs when the test ends is killed."""
     started: list[Process] = []
 
-    async def start(*options: str, settings: str = "jobs.app.WorkerSettings") -> RunningArq:
-        env = {"PATH": os.environ["PATH"], "DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    async def start(*options: str, settings: str = "jobs.app.WorkerSettings", **more: str) -> RunningArq:
+        env = {"PATH": os.environ["PATH"], "DATABASE_URL": database_url, "REDIS_URL": redis_url, **more}
         log = tmp_path / f"arq-{len(started)}.log"
         with log.open("wb") as written:
             process = await asyncio.create_subprocess_exec(
@@ -213,10 +213,21 @@ async def test_its_check_option_asks_the_same_redis(run_arq: RunArq) -> None:
 
 def test_no_setting_makes_the_import_fail() -> None:
     """`worker run` imports the module too, and has sentences for them."""
-    for environment in ({}, {"REDIS_URL": "nonsense", "WORKER_CONCURRENCY": "many"}):
+    nonsense = {"REDIS_URL": "nonsense", "WORKER_CONCURRENCY": "many", "WORKER_KEEP_RESULT": "long"}
+    for environment in ({}, nonsense):
         settings = worker_settings(App(handlers=()), environment)
         assert settings["redis_settings"].host == "localhost"
         assert settings["max_jobs"] == 10
+        assert settings["keep_result"] == 3600
+
+
+async def test_a_job_id_is_known_for_as_long_as_results_are_to_be_kept(arq: ArqRedis, run_arq: RunArq) -> None:
+    queue = Queue(arq)
+    await queue.enqueue(Mark(lock=LOCK), job_id="paid-17")
+    running = await run_arq("--burst", settings="tests.consumer.app.WorkerSettings", WORKER_KEEP_RESULT="86400")
+    told = await running.output()
+    assert await arq.ttl("arq:result:paid-17") > 3600, told
+    assert await queue.enqueue(Mark(lock=LOCK), job_id="paid-17") is None
 
 
 @pytest.mark.parametrize(
