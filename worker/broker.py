@@ -22,6 +22,9 @@ OPTIONS: dict[str, Any] = {"health_check_interval": 15}
 SENTINEL = "redis+sentinel://"
 TLS_OPTIONS = ("ssl_keyfile", "ssl_certfile", "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_data", "ssl_check_hostname")
 
+IDENTITY = ("db", "username", "password", "credential_provider")
+"""Of a client, for its blocking twin: without one of them the server refuses to renew leases."""
+
 
 def connect_broker(url: str) -> ArqRedis:
     """arq's client with JSON codecs. Connects when it is first used. Raises as `check_url` does."""
@@ -61,8 +64,8 @@ def _twin(client: Redis, timeouts: Mapping[str, Any]) -> redis.Redis:
     """Of the same server, by what the client's pool was given."""
     pool: Any = client.connection_pool
     given: dict[str, Any] = pool.connection_kwargs
-    options = {name: given[name] for name in ("db", "username", "password", *TLS_OPTIONS) if name in given}
-    options |= {**timeouts, **OPTIONS}
+    options = {name: given[name] for name in (*IDENTITY, *TLS_OPTIONS) if name in given}
+    options |= {"socket_connect_timeout": timeout, "socket_timeout": timeout, **OPTIONS}
     if isinstance(pool, SentinelConnectionPool):
         asked: list[Any] = [sentinel.connection_pool for sentinel in cast("Any", pool).sentinel_manager.sentinels]
         hosts = [(one.connection_kwargs["host"], one.connection_kwargs["port"]) for one in asked]

@@ -7,8 +7,9 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from redis import Redis
+from redis import Redis, UsernamePasswordCredentialProvider
 from redis import SSLConnection as BlockingSSLConnection
+from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.connection import SSLConnection
 from redis.exceptions import RedisError
 
@@ -88,6 +89,18 @@ async def test_all_clients_reach_the_database_that_the_url_names(guarded: Path, 
         blocking.close()
     with Redis(unix_socket_path=str(guarded), password=PASSWORD, db=3) as direct:
         assert direct.get("key") == url.encode()
+    await client.aclose()
+
+
+@pytest.mark.usefixtures("guarded")
+async def test_the_thread_that_renews_leases_gets_its_password_where_the_client_does() -> None:
+    """A cloud's Redis has passwords that change, and a provider for them."""
+    provider = UsernamePasswordCredentialProvider(password=PASSWORD)
+    client = AsyncRedis(port=PORT, credential_provider=provider)
+    assert await client.ping()
+    blocking = connect_blocking(client, timeout=5)
+    assert blocking.ping()
+    blocking.close()
     await client.aclose()
 
 
