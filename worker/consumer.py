@@ -63,7 +63,8 @@ class Worker(arq.worker.Worker):
         Messages and results are JSON unless serializers are given: what lies in a queue isn't unpickled unasked.
         """
         codecs: dict[str, Any] = {"job_serializer": serialize, "job_deserializer": deserialize}
-        super().__init__(functions, **{**codecs, **arguments})
+        given = {name: value for name, value in arguments.items() if name not in codecs or value is not None}
+        super().__init__(functions, **{**codecs, **given})  # arq takes None for pickle
         self._queues: tuple[str, ...] = (self.queue_name,)
         self._name = uuid4().hex
         self._claims_made = 0

@@ -72,13 +72,14 @@ class Trap:
         return (pytest.fail, ("the pickle was loaded",))
 
 
+@pytest.mark.parametrize("given", [{}, {"job_serializer": None, "job_deserializer": None}])
 async def test_a_pickle_is_kept_as_it_is_and_never_loaded(
-    arq: ArqRedis, make: Make, caplog: pytest.LogCaptureFixture
+    arq: ArqRedis, make: Make, caplog: pytest.LogCaptureFixture, given: dict[str, None]
 ) -> None:
     message = pickle.dumps({"t": None, "f": "double", "a": (Trap(),), "k": {}, "et": 1})
     await arq.set("arq:job:pickled", message)
     await arq.zadd("arq:queue", {"pickled": 1})
-    await make(double).main()
+    await make(double, **given).main()
     assert await arq.get("arq:job:pickled") == message
     assert await arq.zscore("arq:queue", "pickled") > 1
     assert "its message can't be read" in caplog.text
