@@ -65,7 +65,7 @@ def _twin(client: Redis, timeouts: Mapping[str, Any]) -> redis.Redis:
     pool: Any = client.connection_pool
     given: dict[str, Any] = pool.connection_kwargs
     options = {name: given[name] for name in (*IDENTITY, *TLS_OPTIONS) if name in given}
-    options |= {"socket_connect_timeout": timeout, "socket_timeout": timeout, **OPTIONS}
+    options |= {**timeouts, **OPTIONS}
     if isinstance(pool, SentinelConnectionPool):
         asked: list[Any] = [sentinel.connection_pool for sentinel in cast("Any", pool).sentinel_manager.sentinels]
         hosts = [(one.connection_kwargs["host"], one.connection_kwargs["port"]) for one in asked]
