@@ -11,14 +11,17 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
+from redis import Redis as BlockingRedis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 
 from worker.broker import connect_blocking
 from worker.claim import Claim
 from worker.lease_script import RENEW, RESTORE
+from worker.settle_script import RETRY_KEY_TTL_S
 
 RENEWALS_PER_LEASE = 3
+RETRY_KEY = b"arq:retry:"
 AWAY_RETRY_S = 0.25
 """Between tries while Redis is away."""
 STALL_S = 1.0
@@ -32,6 +35,8 @@ class _Lease:
     """time.monotonic() after which the lease isn't renewed any more."""
     said: bool = False
     """That it was lost, or that its job is overdue."""
+    counted: bool = False
+    """That its job has used up a try."""
 
 
 class Leases:
@@ -45,10 +50,12 @@ class Leases:
         *,
         recycle: Callable[[], None],
         fault: Callable[[BaseException], None],
+        counts_tries: bool = False,
     ) -> None:
         """`redis`: the server's URL, or a client of it.
 
-        `grace`: how long beyond its timeout a job keeps its lease.
+        `grace`: how long beyond its timeout a job keeps its lease. `counts_tries`: one that exceeds it has used up a
+        try, as Redis counts them; where nothing else counts, it would hold up one process after the other.
 
         `recycle` ends the process that such a job holds up. `fault` is told what nobody expected.
         Both are called in the thread.
@@ -58,6 +65,7 @@ class Leases:
         self._grace_s = grace.total_seconds()
         self._recycle = recycle
         self._fault = fault
+        self._counts_tries = counts_tries
         # Both threads use it, without a lock: each thing that is done to it is one step of the interpreter,
         # and of a deadline that both move at once either may stand.
         self._held: dict[bytes, _Lease] = {}
@@ -137,7 +145,7 @@ class Leases:
             due = time.monotonic() + self.renew_every_s
             self._renewing.set()
             try:
-                self._renew(renew, restore)
+                self._renew(client, renew, restore)
             except (RedisError, OSError) as error:
                 if not self._away:
                     self._log.warning(
@@ -159,7 +167,7 @@ class Leases:
             for held in list(self._held.values()):
                 held.deadline += stalled_s
 
-    def _renew(self, renew: Any, restore: Any) -> None:
+    def _renew(self, client: BlockingRedis, renew: Any, restore: Any) -> None:
         held = list(self._held.values())
         now = time.monotonic()
         overdue = [one for one in held if one.deadline < now]
@@ -168,6 +176,8 @@ class Leases:
         if overdue:
             self.are_overdue = True
             self._recycle()
+            if self._counts_tries:
+                _count_tries(client, overdue)
         live = [one for one in held if one.deadline >= now]
         if live:
             arguments = [part for one in live for part in _arguments(one.claim)]
@@ -195,6 +205,17 @@ class Leases:
         if not one.said:
             self._log.warning(event, job_id=one.claim.job_id, hint=hint)
         one.said = True
+
+
+def _count_tries(client: BlockingRedis, overdue: Sequence[_Lease]) -> None:
+    """Once a job. Where it still ends, what comes of it replaces the number."""
+    for one in overdue:
+        if not one.counted:
+            with client.pipeline() as pipe:
+                pipe.incr(RETRY_KEY + one.claim.raw_id)
+                pipe.expire(RETRY_KEY + one.claim.raw_id, RETRY_KEY_TTL_S)
+                pipe.execute()
+            one.counted = True
 
 
 def _arguments(claim: Claim) -> tuple[bytes | str, ...]:

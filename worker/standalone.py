@@ -49,7 +49,7 @@ def engine_of(worker: arq.worker.Worker, grace: timedelta, *, owns_process: bool
         refill=has_more,
         fault=_log_fault,
         abandon=partial(os._exit, os.EX_SOFTWARE),
-        leases=Leases(worker.pool, LEASE, grace, recycle=recycle, fault=_log_fault),
+        leases=Leases(worker.pool, LEASE, grace, recycle=recycle, fault=_log_fault, counts_tries=True),
         claims=Claims(worker.pool, LEASE, marks_idle=not worker.burst, may_expire=True),
         draw=lambda: (queue,),
     )
