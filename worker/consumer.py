@@ -19,6 +19,7 @@ import arq.worker
 import structlog
 from redis.exceptions import RedisError
 
+from worker.aborts import Aborts
 from worker.acknowledgements import Acknowledgements
 from worker.arq_cron import enqueue_ticks
 from worker.claim import Claim
@@ -26,6 +27,7 @@ from worker.delivery import Delivery, Report
 from worker.endings import PutBack
 from worker.engine import Engine
 from worker.heartbeat import BEAT_EVERY_S, Heartbeat, beat
+from worker.hooks import Hooks
 from worker.lease_hold import LeaseHold
 from worker.outcome import (
     BUSY,
@@ -43,7 +45,7 @@ from worker.outcome import (
 from worker.redis_trouble import RedisTrouble
 from worker.shield import stop_if_cancelled
 from worker.standalone import LEASE, attending, connect, engine_of, log_start
-from worker.wire import ABORT_SET, deserialize, serialize
+from worker.wire import deserialize, serialize
 
 AWAY_DELAY_S = 0.5
 """Between looks while Redis is away."""
@@ -69,7 +71,7 @@ class Worker(arq.worker.Worker):
         self._name = uuid4().hex
         self._claims_made = 0
         self._started_ms = time.time_ns() // 1_000_000
-        self._next_beat = self._next_abort = 0.0
+        self._next_beat = 0.0
         self._bell = asyncio.Event()
         """Rung by `wake`, and when a rest is over."""
         self._is_woken = False
@@ -80,8 +82,8 @@ class Worker(arq.worker.Worker):
         """When the next job is due that isn't yet, as far as is known."""
         self._sharing: set[str] = set()
         """Jobs that wait in a batch of another, which has the slot."""
-        self._hooks: set[asyncio.Task[None]] = set()
-        """arq's `after_job_end`, running. Each has its job's slot."""
+        self._hooks = Hooks(self._slot_is_free)
+        self._aborts = Aborts(self.job_tasks, self.aborting_tasks, self.poll_delay_s)
         self._main: asyncio.Task[Any] | None = None
         self._waiting: asyncio.Task[Any] | None = None
         """arq's, which waits for jobs before it cancels all."""
@@ -121,7 +123,7 @@ class Worker(arq.worker.Worker):
         """As arq's: cancel all. The jobs can tell why."""
         self.allow_pick_jobs = False
         super().handle_sig(signum)
-        self._cancel_hooks()
+        self._hooks.cancel()
 
     async def _sleep_until_tasks_complete(self) -> None:
         """As arq's, whose jobs have ended when their last hook has."""
@@ -131,11 +133,7 @@ class Worker(arq.worker.Worker):
     async def _wait_for_tasks_to_complete(self, signum: Signals) -> None:
         self._waiting = asyncio.current_task()
         await super()._wait_for_tasks_to_complete(signum)
-        self._cancel_hooks()
-
-    def _cancel_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.cancel()
+        self._hooks.cancel()
 
     async def main(self) -> None:
         """Serve until told to stop; in burst mode, until nothing that this worker knows is due."""
@@ -181,7 +179,8 @@ class Worker(arq.worker.Worker):
 
     async def _beat(self) -> None:
         if self.allow_abort_jobs:
-            await self._cancel_aborted_jobs()
+            with self._trouble.bearing_refusals():
+                await self._aborts.look(self.pool)
         await self.heart_beat()
 
     async def _poll_iteration(self) -> None:
@@ -246,7 +245,7 @@ class Worker(arq.worker.Worker):
         claims = await claimer.take(self._engine.draw(), want, token, along)
         self._has_more = claimer.has_more
         if not claimer.are_aborts:
-            self._next_abort = asked + self.poll_delay_s
+            self._aborts.were_none(asked)
         return claims
 
     def _may_claim(self) -> bool:
@@ -334,14 +333,7 @@ class Worker(arq.worker.Worker):
         """Redis was told of a job's end."""
         if isinstance(report.outcome, Final):
             self._engine.acknowledged(claim.job_id)
-        if report.afterwards is not None:
-            hook = self.loop.create_task(report.afterwards(), context=report.context)
-            self._hooks.add(hook)
-            hook.add_done_callback(self._hook_ended)
-
-    def _hook_ended(self, hook: asyncio.Task[None]) -> None:
-        self._hooks.discard(hook)
-        self._slot_is_free()
+        self._hooks.start(report)
 
     def _all_are_told(self) -> None:
         """A burst may be over."""
@@ -351,25 +343,7 @@ class Worker(arq.worker.Worker):
     async def _all_told(self) -> None:
         """Wait until Redis knows what has ended, and whoever wants to hear of that has."""
         await self._acknowledgements.all_sent()
-        await asyncio.gather(*self._hooks)
-
-    async def _cancel_aborted_jobs(self) -> None:
-        """Those of arq's abort set that run here. arq reads the whole set, which anybody may fill.
-
-        The word stays until Redis is told of the job's end: whoever takes over from a killed worker needs it, too.
-        """
-        if time.monotonic() < self._next_abort:
-            return
-        job_ids = [job_id for job_id in self.job_tasks if job_id not in self.aborting_tasks]
-        if not job_ids:
-            return
-        self._next_abort = time.monotonic() + self.poll_delay_s
-        with self._trouble.bearing_refusals():
-            asked: list[float | None] = await self.pool.zmscore(ABORT_SET, job_ids)
-            for job_id, at in zip(job_ids, asked, strict=True):
-                if at is not None and job_id in self.job_tasks:
-                    self.aborting_tasks.add(job_id)
-                    self.job_tasks[job_id].cancel()
+        await self._hooks.all_ended()
 
     async def record_health(self) -> None:
         """arq's line, and for `worker status` a word about this worker. A full Redis takes none, and jobs go on."""
