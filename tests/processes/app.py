@@ -1,9 +1,12 @@
 """An application for processes: `WORKER_APP=tests.processes.app:app`. Its handlers say which process they run in."""
 
 import asyncio
+import multiprocessing
 import os
+import signal
 import threading
 import time
+from multiprocessing.synchronize import Event
 
 import structlog
 from sqlalchemy import text
@@ -12,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from worker.app import App
 from worker.handler import Handler
 from worker.job import Job
+from worker.shield import in_thread
 
 
 class Step(Job, name="step"):
@@ -36,6 +40,12 @@ class Leave(Job, name="leave"):
     code: int
 
 
+class Fork(Job, name="fork"):
+    """Forks a process, asks it to end, and says with what it did."""
+
+    signum: int
+
+
 HOARD: list[bytes] = []
 
 
@@ -57,10 +67,41 @@ async def leave(job: Leave, session: AsyncSession) -> None:
     os._exit(job.code)
 
 
+async def fork(job: Fork, session: AsyncSession) -> None:
+    code = await in_thread(_forked, job.signum)
+    structlog.get_logger("test").warning("forked", code=code)
+
+
+def _forked(signum: int) -> int | None:
+    """Give the exit code of a process that was sent `signum` once it ran."""
+    context = multiprocessing.get_context("fork")
+    running = context.Event()
+    process = context.Process(target=_run_on, args=(running,))
+    process.start()
+    running.wait()
+    os.kill(process.pid or 0, signum)
+    process.join()
+    return process.exitcode
+
+
+def _run_on(running: Event) -> None:
+    running.set()
+    while True:
+        signal.pause()
+
+
 async def _leave_effect(session: AsyncSession) -> None:
     await session.execute(text("INSERT INTO effect VALUES (:pid)"), {"pid": os.getpid()})
     loop = type(asyncio.get_running_loop()).__module__
     structlog.get_logger("test").warning("began", pid=os.getpid(), loop=loop)
 
 
-app = App(handlers=(Handler(Step, step), Handler(Wait, wait), Handler(Thread, thread), Handler(Leave, leave)))
+app = App(
+    handlers=(
+        Handler(Step, step),
+        Handler(Wait, wait),
+        Handler(Thread, thread),
+        Handler(Leave, leave),
+        Handler(Fork, fork),
+    )
+)
