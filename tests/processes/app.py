@@ -31,7 +31,9 @@ class Wait(Job, name="wait"):
 
 
 class Thread(Job, name="thread"):
-    """Leaves a thread behind that doesn't end."""
+    """Leaves a thread behind that doesn't end, its own or one of the event loop's."""
+
+    of_loop: bool = False
 
 
 class Leave(Job, name="leave"):
@@ -60,7 +62,10 @@ async def wait(job: Wait, session: AsyncSession) -> None:
 
 
 async def thread(job: Thread, session: AsyncSession) -> None:
-    threading.Thread(target=time.sleep, args=(3600,)).start()
+    if job.of_loop:
+        _ = asyncio.get_running_loop().run_in_executor(None, time.sleep, 3600)
+    else:
+        threading.Thread(target=time.sleep, args=(3600,), name="endless").start()
 
 
 async def leave(job: Leave, session: AsyncSession) -> None:

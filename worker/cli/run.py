@@ -5,10 +5,10 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from signal import SIGINT, SIGTERM
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import structlog
 import typer
@@ -17,7 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker import event_loop
 from worker.app import App
+from worker.app_worker import LAST_WORDS_S
 from worker.broker import connect_broker
+from worker.cli.departure import departing
 from worker.cli.endings import AWAY, FAILED, WRONG, Refusal, ending
 from worker.cli.loading import load_app
 from worker.cli.reach import command_engine, reach_database, reach_redis
@@ -31,7 +33,8 @@ from worker.reporting.observer import Observer
 from worker.reporting.start import start_reporting
 from worker.runtime import run_worker
 from worker.settings import Settings, load_settings
-from worker.supervisor import LAST_WORDS_S, REFUSED, Plan, become_supervisor
+from worker.supervisor import LAST_WORDS_S as TO_BE_GONE_S
+from worker.supervisor import REFUSED, Plan, become_supervisor
 
 SWITCH_INTERVAL_S = 0.0005
 """How long the event loop waits for a thread that computes, at most; Python's own is ten times as long. With that to
@@ -63,14 +66,20 @@ def run(  # noqa: PLR0917 - typer gives them by name
             app=app, queues=tuple(queue) if queue else None, concurrency=concurrency, processes=processes
         )
         if lifeline is not None:
-            hold_on(lifeline, settings.shutdown_grace + LAST_WORDS_S)
+            hold_on(lifeline, settings.shutdown_grace + TO_BE_GONE_S)
         application = load_app(settings.app)
         if settings.processes > 1 and lifeline is None:
             become_supervisor(plan(settings, burst=burst))
         observer = start_reporting(settings, application.schedule)
         settle_heap()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        event_loop.run(consume(application, settings, observer, burst=burst), event_loop.loop_factory())
+        working = consume(application, settings, observer, burst=burst)
+        event_loop.run(_departing(working, lifeline), event_loop.loop_factory())
+
+
+async def _departing(working: Coroutine[Any, Any, None], lifeline: int | None) -> None:
+    with departing(LAST_WORDS_S), _telling_the_supervisor(lifeline):
+        await working
 
 
 @contextmanager

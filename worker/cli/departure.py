@@ -1,0 +1,41 @@
+"""The end of `worker run`: the interpreter waits for each thread that a handler has left, which nobody else does."""
+
+import os
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import structlog
+
+from worker.cli.endings import ending
+
+
+@contextmanager
+def departing(patience_s: float) -> Generator[None]:
+    """Work in its block. When that has ended, however it did, the process ends within `patience_s`, threads or not.
+
+    Else one that recycles, or whose job was overdue, would stay for ever, and nobody would take its place: to who
+    watches it, it lives.
+    """
+    code: object = os.EX_OK
+    try:
+        yield
+    except SystemExit as error:
+        code = error.code
+        raise
+    except Exception as error:
+        code, _ = ending(error)
+        raise
+    finally:
+        status = code if isinstance(code, int) else os.EX_OK
+        # A daemon: for this one the interpreter doesn't wait.
+        threading.Thread(target=_leave, args=(patience_s, status), name="ratchet-departure", daemon=True).start()
+
+
+def _leave(patience_s: float, status: int) -> None:
+    time.sleep(patience_s)
+    main = threading.main_thread()
+    left = sorted(thread.name for thread in threading.enumerate() if not thread.daemon and thread is not main)
+    structlog.get_logger("worker.departure").warning("threads_left", threads=left, hint="the process ends without them")
+    os._exit(status)
