@@ -8,6 +8,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from worker.brief import brief_connection
 from worker.database import DatabaseAway
 from worker.faults import is_lost_connection
 
@@ -77,7 +78,7 @@ class Availability:
             await self._ask()
 
     async def _ask(self) -> None:
-        async with self._engine.connect() as connection:
+        async with brief_connection(self._engine) as connection:
             is_read_only = (await connection.execute(text("show transaction_read_only"))).scalar_one() == "on"
             if is_read_only:
                 # What it was set to when it connected may have changed. Closed without a greenlet, and so at once.

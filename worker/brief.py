@@ -1,13 +1,24 @@
-"""Brief transactions, for relay and schedule: a worker that was stopped inside of one holds up nobody for long."""
+"""Brief transactions, for relay and schedule: a worker that was stopped inside of one holds up nobody for long.
 
+And nothing that is brief waits for ever. The kernel finds out that the server's host is gone; but a proxy in between
+(PgBouncer, a mesh's, a cloud's) goes on acknowledging what it can't deliver. Attempts have their timeouts. A relay that
+waited would look as one that has nothing to do.
+"""
+
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from worker.database import RuntimePool
+from worker.driver import transport_of
+
 IDLE_LIMIT_MS = 5_000
 """After so long without a statement PostgreSQL ends the transaction, and with it its locks."""
+ANSWERS_WITHIN_S = 60.0
+"""What is brief takes milliseconds, beside the waits that have limits of their own: for a lock, and for Redis."""
 TURN = 0x7261746368_72
 """The advisory lock of the relays' turns. ("ratchr" in ASCII.)"""
 
@@ -23,9 +34,27 @@ _TAKE_TURN = text("select pg_advisory_xact_lock(:lock)")
 
 
 @asynccontextmanager
+async def brief_connection(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
+    """A connection for something brief, which is lost where that takes too long.
+
+    Aborted, not cancelled: asyncpg would wait for the answer to its cancellation.
+    """
+    late: asyncio.TimerHandle | None = None
+    try:
+        async with engine.connect() as connection:
+            if isinstance(engine.pool, RuntimePool):  # an engine of somebody else's has another driver
+                driver = (await connection.get_raw_connection()).driver_connection
+                late = asyncio.get_running_loop().call_later(ANSWERS_WITHIN_S, transport_of(driver).abort)
+            yield connection
+    finally:
+        if late is not None:
+            late.cancel()
+
+
+@asynccontextmanager
 async def brief_transaction(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
     """A transaction that may not idle and uses indexes. Commits at its end, unless something raises."""
-    async with engine.begin() as connection:
+    async with brief_connection(engine) as connection, connection.begin():
         await connection.execute(_PREPARE, {"limit": str(IDLE_LIMIT_MS)})
         yield connection
 

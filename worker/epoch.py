@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker.brief import brief_transaction
+from worker.brief import brief_connection, brief_transaction
 
 MARKER_KEY = "ratchet:relay:"
 
@@ -43,7 +43,7 @@ class Epoch:
 
 async def current_epoch(engine: AsyncEngine, redis: Redis) -> Epoch:
     """Look at both sides; raise the epoch where they differ. Many may look at once: the row's lock lets one do it."""
-    async with engine.connect() as connection:
+    async with brief_connection(engine) as connection:
         state = await _read(connection)
     if (state.marker, state.redis_run_id) == await _seen(redis, state.installation):
         return Epoch(state.epoch, state.age)

@@ -13,6 +13,7 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.availability import Availability
+from worker.brief import brief_connection
 from worker.faults import is_expected, is_lost_connection
 from worker.limits import Paused
 from worker.reporting.observer import Observer
@@ -85,7 +86,7 @@ class Pauses:
 
 async def paused(engine: AsyncEngine) -> Paused:
     """What is paused now."""
-    async with engine.connect() as connection:
+    async with brief_connection(engine) as connection:
         rows = (await connection.execute(_READ)).all()
     return Paused(
         frozenset(row.name for row in rows if row.kind == "queue"),

@@ -24,6 +24,7 @@ class Proxy:
         self.address = own
         self._server: asyncio.Server | None = None
         self._lines: set[asyncio.Task[None]] = set()
+        self._states: set[_Line] = set()
         self.cut_before: bytes | None = None
         """Cut a line when the client sends this; the server doesn't get it."""
         self.cut_after: bytes | None = None
@@ -75,6 +76,11 @@ class Proxy:
         """Let everything through again, what was swallowed first."""
         self._passes.set()
 
+    def deafen(self) -> None:
+        """Let nothing more through on the connections that are up, and end none of them; new ones are as ever."""
+        for line in self._states:
+            line.hears.clear()
+
     def hold_back(self, needle: bytes) -> None:
         """Let no command through that contains `needle`, nor what follows it on its connection."""
         self.holds.clear()
@@ -92,18 +98,20 @@ class Proxy:
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up_writer: asyncio.StreamWriter | None = None
+        line = _Line()
+        self._states.add(line)
         try:
             if isinstance(self._target, Path):
                 up_reader, up_writer = await asyncio.open_unix_connection(self._target)
             else:
                 up_reader, up_writer = await asyncio.open_connection(*self._target)
-            line = _Line()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._send(line, reader, up_writer))
                 group.create_task(self._answer(line, up_reader, writer))
         except* (OSError, _Ended):
             pass
         finally:
+            self._states.discard(line)
             for side in filter(None, (writer, up_writer)):
                 side.transport.abort()
 
@@ -115,7 +123,7 @@ class Proxy:
                 self.holds.set()
                 await asyncio.Event().wait()
             line.goes_unanswered |= bool(self._unanswered) and self._unanswered in data
-            await self._forward(data, writer)
+            await self._forward(line, data, writer)
         raise _Ended
 
     async def _answer(self, line: "_Line", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -127,7 +135,7 @@ class Proxy:
                 self.holds.set()
                 raise _Ended
             line.goes_unanswered = False
-            await self._forward(data, writer)
+            await self._forward(line, data, writer)
         raise _Ended
 
     def _cut(self) -> None:
@@ -135,10 +143,11 @@ class Proxy:
         self.cut_before = self.cut_after = None
         raise _Ended
 
-    async def _forward(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, line: "_Line", data: bytes, writer: asyncio.StreamWriter) -> None:
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         await self._passes.wait()
+        await line.hears.wait()
         if writer.is_closing():  # uvloop refuses to write then
             raise _Ended
         writer.write(data)
@@ -147,8 +156,11 @@ class Proxy:
 
 
 class _Line:
-    goes_unanswered = False
-    """The answer to its last command is to be lost."""
+    def __init__(self) -> None:
+        self.goes_unanswered = False
+        """The answer to its last command is to be lost."""
+        self.hears = asyncio.Event()
+        self.hears.set()
 
 
 class _Ended(Exception):
