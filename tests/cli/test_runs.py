@@ -140,6 +140,15 @@ def test_show_tells_every_failure_with_its_traceback(command: Command, work: Wor
     assert [failure["attempt"] for failure in found["failures"]] == [1, 1]
 
 
+def test_an_error_of_several_lines_stays_readable_in_any_language(command: Command, work: Work) -> None:
+    """As PostgreSQL's are, which adds a DETAIL, in the language of its server."""
+    job_id = enqueue(command, "tests.fail", '{"reason": "ОШИБКА: «товар» уже есть\\nПОДРОБНОСТИ: c:\\\\a\\u001b"}')
+    work()
+    told = "Permanent: ОШИБКА: «товар» уже есть\\nПОДРОБНОСТИ: c:\\a\\x1b"
+    assert f"error        {told}\n" in command("show", job_id, "--debug").stdout
+    assert told in command("runs").stdout
+
+
 def test_a_payload_is_shown_only_where_it_is_asked_for(command: Command, work: Work, query: Query) -> None:
     waiting = enqueue(command, "tests.greet", '{"name": "hunter2"}', "--delay", "60")
     failed = enqueue(command, "tests.fail", '{"reason": "hunter2"}')

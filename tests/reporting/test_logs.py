@@ -83,6 +83,12 @@ def test_no_value_breaks_a_line_or_steers_the_terminal(log_format: str, capsys: 
     assert "\x1b" not in written
 
 
+def test_on_the_console_what_stands_beside_a_newline_stays_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(settings_with(log_format="console"))
+    logging.getLogger("shop").info("первый\nc:\\второй\x1b[2J")
+    assert "первый\\nc:\\второй\\x1b[2J" in capsys.readouterr().err
+
+
 def test_the_level_filters_both_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     configure(settings_with(log_level="warning"))
     structlog.get_logger().info("unseen")

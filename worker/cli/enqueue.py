@@ -14,13 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from worker.app import App
 from worker.cli.endings import WRONG, Refusal
 from worker.cli.loading import load_app
-from worker.cli.output import print_json, printable
+from worker.cli.output import print_json
 from worker.cli.reach import broker, database
 from worker.cli.wait import Awaited, wait_for_end
 from worker.errors import InvalidPayload
 from worker.handler import AnyHandler, keeps_run
 from worker.job import Job
 from worker.outbox import enqueue as add_to_outbox
+from worker.printable import printable
 from worker.queue import Queue
 from worker.settings import Settings, load_settings
 

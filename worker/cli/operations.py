@@ -14,12 +14,13 @@ from worker.cancel import Asked
 from worker.cancel import cancel as cancel_job
 from worker.cli.endings import WRONG, Refusal
 from worker.cli.loading import load_app
-from worker.cli.output import print_json, printable
+from worker.cli.output import print_json
 from worker.cli.reach import broker, database
 from worker.limits import Rate
 from worker.operations import Done, UnknownIdError, Wanted, WrongStatusError, count_dead, replay_all
 from worker.operations import discard as discard_job
 from worker.operations import replay as replay_job
+from worker.printable import printable
 from worker.settings import Settings, load_settings
 
 RATE = re.compile(r"([1-9]\d{0,6})/([smh])")

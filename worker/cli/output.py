@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from worker.printable import printable
+
 PIPED_WIDTH = 200
 """Columns, where standard output is no terminal: ids stay whole."""
 
@@ -45,8 +47,3 @@ def shown(value: object) -> str:
             return printable(to_json(value).decode())
         case _:
             return printable(str(value))
-
-
-def printable(line: str) -> str:
-    """One line that can't steer a terminal: an id or an error may hold anything."""
-    return line if line.isprintable() else line.encode("unicode_escape").decode()

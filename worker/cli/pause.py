@@ -9,12 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.cli.endings import WRONG, Refusal
 from worker.cli.loading import load_app
-from worker.cli.output import printable
 from worker.cli.reach import database
 from worker.job import NAME
 from worker.pauses import Kind
 from worker.pauses import pause as pause_it
 from worker.pauses import resume as resume_it
+from worker.printable import printable
 from worker.settings import Settings, load_settings
 
 Queues = Annotated[list[str] | None, typer.Option("--queue", help="A queue; give it again for more.")]

@@ -8,12 +8,13 @@ import typer
 from pydantic_core import from_json, to_json
 
 from worker.cli.endings import WRONG, Refusal
-from worker.cli.output import print_json, print_table, printable, shown
+from worker.cli.output import print_json, print_table, shown
 from worker.cli.progress import bar, pace, told
 from worker.cli.reach import database
 from worker.ledger import RunStatus
 from worker.operations import UnknownIdError
 from worker.overview import Details, Entry, details, entries, message_of
+from worker.printable import printable
 from worker.settings import Settings, load_settings
 from worker.wire import Unreadable, decode
 

@@ -10,9 +10,10 @@ import typer
 from worker.app import App
 from worker.cli.endings import Refusal
 from worker.cli.loading import load_app
-from worker.cli.output import print_json, print_table, printable, shown
+from worker.cli.output import print_json, print_table, shown
 from worker.cli.reach import broker, database
 from worker.heartbeat import Heartbeat, live_workers
+from worker.printable import printable
 from worker.settings import Settings, load_settings
 from worker.status import Status
 from worker.status import status as look

@@ -15,9 +15,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.cli.endings import Refusal
-from worker.cli.output import printable
 from worker.cli.progress import pace
 from worker.overview import PROGRESS, RUN_WITH_PARTS
+from worker.printable import printable
 from worker.wire import RESULT_KEY, deserialize
 
 LOOK_EVERY_S = 0.1

@@ -15,6 +15,7 @@ from pydantic_core import to_json
 from structlog.contextvars import merge_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from worker.printable import printable
 from worker.reporting.bound import add_bound
 from worker.reporting.tracebacks import with_texts, without_texts
 
@@ -228,6 +229,6 @@ def _add_extra(_logger: WrappedLogger, _method: str, event: EventDict) -> EventD
 def _escape(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """No value may break a line or steer a terminal: an id that a producer chose can hold anything."""
     for key, value in event.items():
-        if isinstance(value, str) and not value.isprintable():
-            event[key] = value.encode("unicode_escape").decode()
+        if isinstance(value, str):
+            event[key] = printable(value)
     return event
