@@ -20,7 +20,17 @@ from worker.database import create_engine
 from worker.delivery import Delivery, NoHold
 from worker.executor import Executor
 from worker.job import DEFAULT_QUEUE, Job
-from worker.operations import Done, UnknownIdError, Wanted, WrongStatusError, discard, replay, replay_all
+from worker.operations import (
+    BATCH,
+    Done,
+    UnknownIdError,
+    Wanted,
+    WrongStatusError,
+    discard,
+    discard_all,
+    replay,
+    replay_all,
+)
 from worker.outbox import enqueue
 from worker.outcome import Completed, Dead, Duplicate, Outcome, Snoozed
 from worker.queue import Queue
@@ -189,6 +199,23 @@ async def test_replay_all_takes_every_dead_job_that_nothing_newer_replaces(engin
     assert await status(engine, replaced) == ["dead", "completed"]
     assert {done.job_id for done in await replay_all(engine)} == set(failed)
     assert await replay_all(engine) == []
+
+
+async def test_discard_all_takes_every_dead_job_that_is_meant_with_those_that_a_newer_one_replaces(
+    engine: AsyncEngine,
+) -> None:
+    failed = {await add(engine, Fail(reason=f"no {number}")) for number in range(BATCH + 20)}
+    kept = await add(engine, Fail(reason="another"))
+    replaced = await add(engine, Count(to=20, stop=0), key="all")
+    await work(engine)
+    await add(engine, Count(to=20), key="all")
+    discarded = await asyncio.gather(*(discard_all(engine, Wanted(name="tests.fail", error="no ")) for _ in range(3)))
+    assert sorted(done.job_id for part in discarded for done in part) == sorted(failed)
+    assert await status(engine, kept) == ["dead"]
+    await replay(engine, kept)  # it waits now, so it isn't dead
+    assert await discard_all(engine) == [Done(replaced, "tests.count")]
+    assert {type(outcome) for outcome in await work(engine)} == {Dead, Completed}
+    assert await status(engine, replaced) == ["discarded", "completed"]
 
 
 async def test_a_dead_job_that_a_newer_one_of_its_key_replaced_is_replayed_where_it_is_named(

@@ -74,7 +74,9 @@ _DEAD_BATCH = text(f"""
 {_DEAD} and {_NOT_REPLACED} and {_IS_WANTED} and finished_at <= :until
 order by finished_at limit :batch for update skip locked
 """)
-_COUNT_DEAD = text(f"select count(*) from ({_DEAD} and {_NOT_REPLACED} and {_IS_WANTED}) as dead")  # noqa: S608 - put together from constants
+_COUNT_DEAD = text(f"""
+select count(*) from ({_DEAD} and {_IS_WANTED} and (cast(:with_replaced as boolean) or {_NOT_REPLACED})) as dead
+""")  # noqa: S608 - put together from constants
 _NOW = text("select clock_timestamp()")
 
 # The outbox row comes back under the same identity, and isn't coalesced with others of its id.
@@ -108,6 +110,17 @@ _DISCARD = text("""
 update worker.run set status = 'discarded', finished_at = clock_timestamp()
 where enqueued_ms = :ms and (id = :id or parent_id = :id) and status = 'dead'
 """)
+_DISCARD_BATCH = text(f"""
+with dead as (
+    select id, enqueued_ms, name, finished_at from worker.run
+    where status = 'dead' and parent_id is null and {_IS_WANTED} and finished_at <= :until
+    order by finished_at limit :batch for update skip locked
+), discarded as (
+    update worker.run as r set status = 'discarded', finished_at = clock_timestamp() from dead
+    where r.enqueued_ms = dead.enqueued_ms and (r.id = dead.id or r.parent_id = dead.id) and r.status = 'dead'
+)
+select id, name from dead order by finished_at
+""")  # noqa: S608 - put together from constants
 
 
 async def replay(engine: AsyncEngine, job_id: str) -> Done:
@@ -123,10 +136,11 @@ async def replay(engine: AsyncEngine, job_id: str) -> Done:
     return Done(run.id, run.name)
 
 
-async def count_dead(engine: AsyncEngine, wanted: Wanted) -> int:
-    """How many jobs `replay_all` would take."""
+async def count_dead(engine: AsyncEngine, wanted: Wanted, *, with_replaced: bool) -> int:
+    """How many jobs `replay_all` would take; with those that a newer one replaces, how many `discard_all` would."""
+    values = {**wanted.values, "with_replaced": with_replaced}
     async with engine.connect() as connection:
-        count: int = (await connection.execute(_COUNT_DEAD, wanted.values)).scalar_one()
+        count: int = (await connection.execute(_COUNT_DEAD, values)).scalar_one()
     return count
 
 
@@ -155,6 +169,23 @@ async def discard(engine: AsyncEngine, job_id: str) -> Done:
         run = await _dead(connection, job_id)
         await connection.execute(_DISCARD, {"id": run.id, "ms": run.enqueued_ms})
     return Done(run.id, run.name)
+
+
+async def discard_all(engine: AsyncEngine, wanted: Wanted = Wanted()) -> list[Done]:
+    """Discard every job that is dead now and meant, oldest first, a batch a transaction.
+
+    Those that a newer one of their id replaces are meant too. What somebody else holds is left.
+    """
+    done: list[Done] = []
+    async with engine.connect() as connection:
+        until: datetime = (await connection.execute(_NOW)).scalar_one()
+    given = {**wanted.values, "until": until, "batch": BATCH}
+    while True:
+        async with engine.begin() as connection:
+            runs = (await connection.execute(_DISCARD_BATCH, given)).all()
+        if not runs:
+            return done
+        done += [Done(run.id, run.name) for run in runs]
 
 
 async def _dead(connection: AsyncConnection, job_id: str) -> Row[Any]:

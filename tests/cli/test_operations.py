@@ -97,3 +97,36 @@ def test_discard_and_cancel_say_what_they_did(command: Command, work: Work) -> N
     assert refused.stderr == (
         f"Error: The job {waiting} is cancelled already; only one that isn't final can be cancelled.\n"
     )
+
+
+def test_discard_takes_ids_and_what_dead_jobs_have_in_common(command: Command, work: Work) -> None:
+    ids = {reason: _failed(command, reason) for reason in ("no such sku", "no such user", "gone", "late", "odd")}
+    work()
+    told = command("discard", ids["odd"], "nobody", ids["late"], exit_code=1)
+    assert told.stdout == "".join(f"{ids[reason]} (tests.fail) is discarded.\n" for reason in ("odd", "late"))
+    assert told.stderr == "Error: No job has the id 'nobody'; worker runs lists those that there are.\n"
+    assert command("discard", "--name", "tests.greet").stdout == "No such job is dead.\n"
+    told = command("discard", "--name", "tests.fail", "--error", "no such", "--json")
+    assert [json.loads(line) for line in told.stdout.splitlines()] == [
+        {"job_id": ids[reason], "name": "tests.fail"} for reason in ("no such sku", "no such user")
+    ]
+    assert command("discard", "--all").stdout == "Discarded jobs: 1.\n"
+    assert command("discard", "--all").stdout == "No job is dead.\n"
+
+
+def test_discard_of_many_asks_somebody_who_sits_there(
+    command: Command, work: Work, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.cli.operations.is_interactive", lambda: True)
+    _failed(command, "a")
+    work()
+    assert "Discard 1 dead jobs for good? [y/N]" in command("discard", "--all", exit_code=1).stderr
+    assert [row["status"] for row in query("select status from worker.run")] == ["dead"]
+    assert command("discard", "--all", "--yes").stdout == "Discarded jobs: 1.\n"
+
+
+def test_discard_needs_ids_or_what_they_have_in_common(command: Command) -> None:
+    for args in ((), ("--all", "one"), ("--name", "tests.fail", "one"), ("--all", "--error", "no")):
+        refused = command("discard", *args, exit_code=2)
+        assert refused.stderr.endswith("takes ids of dead jobs, or --name and --error, or --all; give one of them.\n")
+    assert "say --all for that" in command("discard", "--error", "", exit_code=2).stderr

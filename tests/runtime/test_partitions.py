@@ -15,7 +15,7 @@ from worker.chunk import Chunk, Step
 from worker.delivery import Delivery
 from worker.handler import BatchHandler, ChunkedHandler, Handler
 from worker.limits import Rate
-from worker.operations import Done, WrongStatusError, discard, replay, replay_all
+from worker.operations import Done, WrongStatusError, discard, discard_all, replay, replay_all
 from worker.outbox import enqueue
 from worker.outcome import OFFER_AGAIN, Cancelled, Completed, Dead, Duplicate, Released, Retrying, Yielded
 from worker.overview import details
@@ -227,12 +227,14 @@ async def test_a_cancel_leaves_the_partitions_of_an_older_job_of_the_same_id_alo
     assert sorted(await statuses(bench)) == ["cancelled", "waiting", "waiting", "waiting", "yielded"]
 
 
-async def test_a_discard_takes_the_dead_partitions_with_it(bench: Bench) -> None:
+@pytest.mark.parametrize("by_id", [True, False])
+async def test_a_discard_takes_the_dead_partitions_with_it(bench: Bench, *, by_id: bool) -> None:
     handler = noting(failing_at(6))
     parent, parts = await parted(bench, handler)
     for delivery in (*parts, parent):
         await bench.run(handler, delivery)
-    await discard(bench.engine, parent.job_id)
+    done = [await discard(bench.engine, parent.job_id)] if by_id else await discard_all(bench.engine)
+    assert [each.job_id for each in done] == [parent.job_id]
     assert await statuses(bench) == ["discarded", "completed", "discarded", "completed"]
 
 

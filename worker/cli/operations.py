@@ -3,11 +3,12 @@
 import asyncio
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Annotated
 
 import typer
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.app import App
 from worker.cancel import Asked
@@ -17,7 +18,7 @@ from worker.cli.loading import load_app
 from worker.cli.output import print_json
 from worker.cli.reach import broker, database
 from worker.limits import Rate
-from worker.operations import Done, UnknownIdError, Wanted, WrongStatusError, count_dead, replay_all
+from worker.operations import Done, UnknownIdError, Wanted, WrongStatusError, count_dead, discard_all, replay_all
 from worker.operations import discard as discard_job
 from worker.operations import replay as replay_job
 from worker.printable import printable
@@ -27,19 +28,23 @@ RATE = re.compile(r"([1-9]\d{0,6})/([smh])")
 UNITS = {"s": timedelta(seconds=1), "m": timedelta(minutes=1), "h": timedelta(hours=1)}
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as in worker runs.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of dead jobs, as in worker runs.")]
+Name = Annotated[str | None, typer.Option(help="Every dead job of this name.")]
+Error = Annotated[str | None, typer.Option(help="Every dead job whose error holds this text.")]
+All = Annotated[bool, typer.Option("--all", help="Every job that is dead now.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Don't ask. Without a terminal nobody is asked.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON a job.")]
 
 
 def replay(
-    job_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Ids of dead jobs, as in worker runs.")
-    ] = None,
+    job_ids: Ids = None,
     *,
-    name: Annotated[str | None, typer.Option(help="Every dead job of this name.")] = None,
-    error: Annotated[str | None, typer.Option(help="Every dead job whose error holds this text.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Every job that is dead now.")] = False,
+    name: Name = None,
+    error: Error = None,
+    all_: All = False,
     rate: Annotated[str | None, typer.Option(help="So many at a time, as 10/s, 600/m or 5000/h.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask. Without a terminal nobody is asked.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON a job.")] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
 ) -> None:
     """Let dead jobs run again, after you have mended what killed them.
 
@@ -51,30 +56,40 @@ def replay(
 
     With --rate the command is done at once: each job is given its own due time.
     """
-    is_bulk = all_ or name is not None or error is not None
-    if bool(job_ids) == is_bulk or (all_ and (name, error) != (None, None)):
-        raise Refusal("worker replay takes ids of dead jobs, or --name and --error, or --all; give one of them.", WRONG)
-    if "" in {name, error}:
-        raise Refusal("--name and --error can't be empty, which would mean every dead job; say --all for that.", WRONG)
+    is_bulk = _is_bulk("replay", job_ids, name, error, all_=all_)
     if rate is not None and not is_bulk:
         raise Refusal("--rate goes with --name, --error or --all; leave it out for ids.", WRONG)
     settings, print_one = load_settings(), print_json if as_json else _print_replayed
     if is_bulk:
         wanted, pace = Wanted(name, error), None if rate is None else _rate(rate)
         if not yes and is_interactive():
-            count = asyncio.run(_count(settings, wanted))
+            count = asyncio.run(_count(settings, wanted, with_replaced=False))
             typer.confirm(f"Let {count} dead jobs run again?", abort=True, err=True)
         replayed = asyncio.run(_replay_all(settings, wanted, pace))
         if as_json:
             for done in replayed:
                 print_one(done)
         else:
-            none = "No job is dead." if all_ else "No such job is dead."
-            typer.echo(f"Jobs that wait to run again: {len(replayed)}." if replayed else none)
+            _print_count("Jobs that wait to run again", replayed, all_=all_)
         return
-    refused = asyncio.run(_replay(settings, job_ids or [], print_one))
-    if refused:
-        raise Refusal(" ".join(map(str, refused)))
+    asyncio.run(_each(settings, job_ids or [], replay_job, print_one))
+
+
+def _is_bulk(command: str, job_ids: list[str] | None, name: str | None, error: str | None, *, all_: bool) -> bool:
+    """Whether the jobs are named by what they have in common. Raises Refusal where nothing or too much is given."""
+    is_bulk = all_ or name is not None or error is not None
+    if bool(job_ids) == is_bulk or (all_ and (name, error) != (None, None)):
+        raise Refusal(
+            f"worker {command} takes ids of dead jobs, or --name and --error, or --all; give one of them.", WRONG
+        )
+    if "" in {name, error}:
+        raise Refusal("--name and --error can't be empty, which would mean every dead job; say --all for that.", WRONG)
+    return is_bulk
+
+
+def _print_count(told: str, done: list[Done], *, all_: bool) -> None:
+    none = "No job is dead." if all_ else "No such job is dead."
+    typer.echo(f"{told}: {len(done)}." if done else none)
 
 
 def is_interactive() -> bool:
@@ -106,26 +121,59 @@ def cancel(job_id: Id) -> None:
             typer.echo(f"{_told(job_id, name)} is cancelled.")
 
 
-def discard(job_id: Id) -> None:
-    """Put a dead job aside for good. It stays visible until it is pruned, and can't be replayed.
+def discard(
+    job_ids: Ids = None,
+    *,
+    name: Name = None,
+    error: Error = None,
+    all_: All = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put dead jobs aside for good. They stay visible until they are pruned, and can't be replayed.
 
-    Of several dead jobs of an id it is the newest.
+    Of several dead jobs of an id it is the newest. --name, --error and --all mean every dead job, also one that a newer
+    one of its key has followed. --name and --error may stand together.
     """
-    done = asyncio.run(_discard(load_settings(), job_id))
-    typer.echo(f"{_told(job_id, done.name)} is discarded.")
+    is_bulk = _is_bulk("discard", job_ids, name, error, all_=all_)
+    settings, print_one = load_settings(), print_json if as_json else _print_discarded
+    if not is_bulk:
+        asyncio.run(_each(settings, job_ids or [], discard_job, print_one))
+        return
+    wanted = Wanted(name, error)
+    if not yes and is_interactive():
+        count = asyncio.run(_count(settings, wanted, with_replaced=True))
+        typer.confirm(f"Discard {count} dead jobs for good?", abort=True, err=True)
+    discarded = asyncio.run(_discard_all(settings, wanted))
+    if as_json:
+        for done in discarded:
+            print_one(done)
+    else:
+        _print_count("Discarded jobs", discarded, all_=all_)
 
 
-async def _replay(settings: Settings, job_ids: list[str], print_one: Callable[[Done], None]) -> list[Exception]:
-    refused: list[Exception] = []
+def _print_discarded(done: Done) -> None:
+    typer.echo(f"{_told(done.job_id, done.name)} is discarded.")
+
+
+async def _each(
+    settings: Settings,
+    job_ids: list[str],
+    act: Callable[[AsyncEngine, str], Awaitable[Done]],
+    print_one: Callable[[Done], None],
+) -> None:
+    """Raises Refusal, once all are tried, for those that can't be."""
+    refused: list[str] = []
     async with database(settings) as engine:
         for job_id in dict.fromkeys(job_ids):
             try:
-                done = await replay_job(engine, job_id)
+                done = await act(engine, job_id)
             except (UnknownIdError, WrongStatusError) as error:
-                refused.append(error)
+                refused.append(str(error))
             else:
                 print_one(done)
-    return refused
+    if refused:
+        raise Refusal(" ".join(refused))
 
 
 async def _replay_all(settings: Settings, wanted: Wanted, rate: Rate | None) -> list[Done]:
@@ -133,20 +181,20 @@ async def _replay_all(settings: Settings, wanted: Wanted, rate: Rate | None) -> 
         return await replay_all(engine, wanted, rate)
 
 
-async def _count(settings: Settings, wanted: Wanted) -> int:
+async def _discard_all(settings: Settings, wanted: Wanted) -> list[Done]:
     async with database(settings) as engine:
-        return await count_dead(engine, wanted)
+        return await discard_all(engine, wanted)
+
+
+async def _count(settings: Settings, wanted: Wanted, *, with_replaced: bool) -> int:
+    async with database(settings) as engine:
+        return await count_dead(engine, wanted, with_replaced=with_replaced)
 
 
 async def _cancel(settings: Settings, app: App, job_id: str) -> Done | Asked:
     queues = {*settings.queues, *app.queues}
     async with database(settings) as engine, broker(settings) as redis:
         return await cancel_job(engine, redis, job_id, sorted(queues))
-
-
-async def _discard(settings: Settings, job_id: str) -> Done:
-    async with database(settings) as engine:
-        return await discard_job(engine, job_id)
 
 
 def _told(job_id: str, name: str) -> str:
