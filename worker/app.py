@@ -32,6 +32,9 @@ class App:
         migrations that aren't there.
         """
         table = bind(handlers)
+        for cron in schedule:
+            if not isinstance(cron, Cron):  # pyright: ignore[reportUnnecessaryIsInstance]  # as with migrations
+                raise ValueError(f"The app has {cron!r} in its schedule; give each entry as Cron(job, crontab).")  # noqa: TRY004 - as the others
         names = [cron.name for cron in schedule]
         for cron in schedule:
             if names.count(cron.name) > 1:

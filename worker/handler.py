@@ -25,7 +25,9 @@ LONGEST_LIMIT = timedelta(days=24)
 """PostgreSQL counts its timeouts in milliseconds, up to 2³¹."""
 
 
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+_Kinds: TypeAlias = dict[str, tuple[tuple[type, ...], str]]
+
+_KINDS: _Kinds = {
     "retry": ((RetryPolicy,), "a RetryPolicy"),
     "timeout": ((timedelta,), "a timedelta"),
     "statement_timeout": ((timedelta, NoneType), "a timedelta, or None"),
@@ -33,6 +35,30 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "max_concurrent": ((int, NoneType), "a whole number, or None"),
     "rate": ((Rate, NoneType), "a Rate, or None"),
 }
+_CHUNKED_KINDS: _Kinds = {
+    "size": ((int,), "a whole number"),
+    "target": ((timedelta, NoneType), "a timedelta, or None"),
+    "min_size": ((int, NoneType), "a whole number, or None"),
+    "max_size": ((int, NoneType), "a whole number, or None"),
+    "yield_after": ((timedelta,), "a timedelta"),
+    "partitions": ((int,), "a whole number"),
+}
+_BATCH_KINDS: _Kinds = {
+    "max_size": ((int,), "a whole number"),
+    "linger": ((timedelta,), "a timedelta"),
+}
+
+
+def _check_kinds(owner: str, policy: object, kinds: _Kinds) -> None:
+    for name, (allowed, wanted) in kinds.items():
+        given: object = getattr(policy, name)
+        if not isinstance(given, allowed) or isinstance(given, bool):
+            raise ValueError(f"{owner} got {name}={given!r}; give {wanted}.")  # noqa: TRY004 - as all others here
+
+
+def _check_job(handler: str, job: object) -> None:
+    if not (isinstance(job, type) and issubclass(job, Job)):  # the two are easily swapped
+        raise ValueError(f"A {handler} got {job!r} for its job; give a class of Job first, then its function.")  # noqa: TRY004 - as all others here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +80,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         """Raises ValueError for what would fail only when a job runs: no type checker has seen every app."""
-        for name, (kinds, wanted) in _KINDS.items():
-            given: object = getattr(self, name)
-            if not isinstance(given, kinds) or isinstance(given, bool):
-                raise ValueError(f"A handler got {name}={given!r}; give {wanted}.")  # noqa: TRY004 - as all others here
+        _check_kinds("A handler", self, _KINDS)
         if self.isolation not in get_args(Isolation):
             raise ValueError(
                 f"A handler got isolation={self.isolation!r}; give one of {', '.join(get_args(Isolation))}."
@@ -78,6 +101,11 @@ class Handler(Policy, Generic[J]):
     run: Callable[[J, AsyncSession], Awaitable[object]]
     once: bool = True
     """False: keep no run of a success and ask nothing of PostgreSQL until the handler does; at least once."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no job, and a policy that makes no sense."""
+        _check_job("Handler", self.job)
+        Policy.__post_init__(self)
 
 
 MAX_PARTITIONS = 1_000
@@ -113,9 +141,12 @@ class ChunkedHandler(Policy, Generic[J, C]):
 
     def __post_init__(self) -> None:
         """Raises ValueError for limits that make no sense, and pydantic's errors for a cursor type it can't write."""
+        _check_job("ChunkedHandler", self.job)
         Policy.__post_init__(self)
         object.__setattr__(self, "codec", TypeAdapter(self.cursor))
-        given = f"The chunked handler of {self.job.job_name} got"
+        owner = f"The chunked handler of {self.job.job_name}"
+        given = f"{owner} got"
+        _check_kinds(owner, self, _CHUNKED_KINDS)
         if self.size < 1:
             raise ValueError(f"{given} size={self.size}; give at least 1.")
         if self.target is not None and self.target <= timedelta(0):
@@ -158,8 +189,11 @@ class BatchHandler(Policy, Generic[J]):
 
     def __post_init__(self) -> None:
         """Raises ValueError for limits that make no sense."""
+        _check_job("BatchHandler", self.job)
         Policy.__post_init__(self)
-        given = f"The batch handler of {self.job.job_name} got"
+        owner = f"The batch handler of {self.job.job_name}"
+        given = f"{owner} got"
+        _check_kinds(owner, self, _BATCH_KINDS)
         if not 1 <= self.max_size <= MAX_BATCH:
             raise ValueError(f"{given} max_size={self.max_size}; give 1 to {MAX_BATCH:,}.")
         if not timedelta(0) <= self.linger <= LONGEST_LINGER:
@@ -178,10 +212,15 @@ def keeps_run(handler: AnyHandler) -> bool:
 def bind(handlers: Iterable[AnyHandler]) -> HandlerTable:
     """The table of handlers by the names and aliases of their jobs.
 
-    Raises ValueError where a job has no name, or two handlers claim one name.
+    Raises ValueError for what is no handler, where a job has no name, or two handlers claim one name.
     """
     table: dict[str, AnyHandler] = {}
     for handler in handlers:
+        if not isinstance(handler, Policy):  # pyright: ignore[reportUnnecessaryIsInstance]  # a star is easily left out
+            raise ValueError(  # noqa: TRY004 - as the others
+                f"The app has {handler!r} among its handlers; give each as a Handler, ChunkedHandler or BatchHandler, "
+                "and those of a tuple with a star before it."
+            )
         if not handler.job.job_name:
             raise ValueError(
                 f"{handler.job.__name__} has no job name; write class {handler.job.__name__}(Job, name=…)."

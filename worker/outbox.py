@@ -45,6 +45,7 @@ def enqueue(
     Raises ValueError for arguments that exclude each other, a naive `at`, a `key`, `job_id` or `queue` that can't be
     one, headers that make the message too large, and what `Job.to_payload` refuses, as a payload over 1 MiB.
     """
+    checked_job(job)
     if key is not None and job_id is not None:
         raise ValueError(
             "enqueue got both key and job_id; a key coalesces, a job_id is applied once: give one of them."
@@ -78,11 +79,25 @@ def enqueue_many(session: Session | AsyncSession, jobs: Iterable[Job]) -> list[s
     return [enqueue(session, job) for job in jobs]
 
 
+def checked_job(job: object) -> None:
+    """Raises ValueError for what is no job, and doesn't quote it: it may be a payload."""
+    if not isinstance(job, Job):  # its class, or its payload, is easily given
+        told = f"the class {job.__name__}" if isinstance(job, type) else f"a {type(job).__name__}"
+        raise ValueError(f"enqueue got {told} for a job; give an instance of a class of Job, with its fields.")  # noqa: TRY004 - as the others
+
+
+def _checked_kind(argument: str, given: object, kind: type, wanted: str) -> None:
+    """Raises ValueError for what no type checker has seen: seconds, and ids that are numbers, are easily given."""
+    if given is not None and not isinstance(given, kind):
+        raise ValueError(f"enqueue got {argument}={given!r}; give {wanted}.")
+
+
 def coalescing_id(name: str, key: str) -> str:
     """The id of all jobs of one name and key: a UUIDv8 from sha256 over name, NUL and key (as in `worker.enqueue`).
 
     Raises ValueError for an empty or overlong key, or one that PostgreSQL's text can't hold.
     """
+    _checked_kind("key", key, str, "a text")
     encoded = key.encode("utf-8", "surrogatepass")
     if not encoded or len(encoded) > MAX_KEY_BYTES or "\0" in key or any("\ud800" <= char <= "\udfff" for char in key):
         raise ValueError(
@@ -101,8 +116,8 @@ def checked_at(delay: timedelta | None, at: datetime | None) -> datetime | None:
     """
     if delay is not None and at is not None:
         raise ValueError("enqueue got both delay and at; give one of them.")
-    if delay is not None and not isinstance(delay, timedelta):  # pyright: ignore[reportUnnecessaryIsInstance]  # seconds are easily given
-        raise ValueError(f"enqueue got delay={delay!r}; give a timedelta.")
+    _checked_kind("delay", delay, timedelta, "a timedelta")
+    _checked_kind("at", at, datetime, "an aware datetime")
     if at is not None and at.tzinfo is None:
         raise ValueError(f"enqueue got at={at}, which has no time zone; give an aware time.")
     try:
@@ -113,6 +128,7 @@ def checked_at(delay: timedelta | None, at: datetime | None) -> datetime | None:
 
 def checked_job_id(job_id: str) -> str:
     """`job_id`, or a ValueError where it is no id that a caller may choose."""
+    _checked_kind("job_id", job_id, str, "a text")
     if not CHOSEN_ID.fullmatch(job_id):
         raise ValueError(
             f"enqueue got the job_id {job_id[:50]!r}; use 1 to 200 printable ASCII characters without spaces."
@@ -122,6 +138,7 @@ def checked_job_id(job_id: str) -> str:
 
 def checked_queue(queue: str) -> str:
     """`queue`, or a ValueError where it is no queue's name."""
+    _checked_kind("queue", queue, str, "a text")
     if not NAME.fullmatch(queue):
         raise ValueError(f"The queue is called {queue[:50]!r}; {NAME_ADVICE}.")
     return queue

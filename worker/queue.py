@@ -15,7 +15,7 @@ from uuid_utils import uuid7
 
 from worker import scripts
 from worker.job import DEFAULT_QUEUE, Job
-from worker.outbox import checked_at, checked_job_id, checked_queue
+from worker.outbox import checked_at, checked_job, checked_job_id, checked_queue
 from worker.reporting.trace import outgoing_headers
 from worker.wake import WAKE
 from worker.wire import Message, encode
@@ -73,6 +73,7 @@ class Queue:
         Raises ValueError for both delay and at, a naive `at`, a `job_id` that can't be one, and what `Job.to_payload`
         refuses, as a payload over 1 MiB; redis's errors where it is away.
         """
+        checked_job(job)
         at = checked_at(delay, at)
         chosen = str(uuid7()) if job_id is None else checked_job_id(job_id)
         at_ms = int(at.timestamp() * 1000) if at else 0
@@ -86,6 +87,7 @@ class Queue:
         ids: list[str] = []
         batches = defaultdict[str, _Batch](_Batch)
         for job in jobs:
+            checked_job(job)
             ids.append(str(uuid7()))
             queue, message = self._queue_of(job), _message(job)
             batch = batches[queue]

@@ -49,6 +49,8 @@ class Cron:
             object.__setattr__(self, field, value)
         if not NAME.fullmatch(self.name):
             raise ValueError(f"A cron entry is called {self.name[:50]!r}; {NAME_ADVICE}.")
+        if not isinstance(grace, timedelta):  # pyright: ignore[reportUnnecessaryIsInstance]  # seconds are easily given
+            raise ValueError(f"The cron entry {self.name} has grace={grace!r}; give a timedelta.")  # noqa: TRY004 - as the others
         if not timedelta(0) <= grace <= LONGEST_GRACE:
             limit = f"zero to {LONGEST_GRACE.days:,} days"
             raise ValueError(f"The cron entry {self.name} has a grace of {grace}; give a time of {limit}.")

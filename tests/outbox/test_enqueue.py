@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -167,6 +167,11 @@ async def test_rows_hold_the_message_as_bytes_since_jsonb_refuses_nul(hands: Han
     ("options", "refusal"),
     [
         ({"key": "k", "job_id": "j"}, "both key and job_id"),
+        ({"key": 17}, "enqueue got key=17; give a text."),
+        ({"job_id": 17}, "enqueue got job_id=17; give a text."),
+        ({"queue": 17}, "enqueue got queue=17; give a text."),
+        ({"at": "2030-01-31"}, "enqueue got at='2030-01-31'; give an aware datetime."),
+        ({"at": date(2030, 1, 31)}, "enqueue got at=datetime.date(2030, 1, 31); give an aware datetime."),
         ({"delay": timedelta(0), "at": datetime.now(UTC)}, "both delay and at"),
         ({"delay": 60}, "delay=60; give a timedelta"),
         ({"at": datetime(2030, 1, 1)}, "has no time zone"),  # noqa: DTZ001 - what is refused
@@ -187,6 +192,19 @@ def test_what_makes_no_sense_is_refused_with_a_sentence(options: dict[str, Any],
     session = Session()
     with pytest.raises(ValueError, match=re.escape(refusal)):
         enqueue(session, Play(text="x" * (1024 * 1024 - 100)), **options)
+    assert not session.new
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [(Play, "the class Play"), ({"text": "hunter2"}, "a dict"), ("test.play", "a str")]
+)
+def test_what_is_no_job_is_refused_and_not_quoted(given: Any, told: str) -> None:
+    session = Session()
+    refusal = f"^enqueue got {told} for a job; give an instance of a class of Job, with its fields.$"
+    with pytest.raises(ValueError, match=refusal):
+        enqueue(session, given)
+    with pytest.raises(ValueError, match=refusal):
+        enqueue_many(session, [given])
     assert not session.new
 
 

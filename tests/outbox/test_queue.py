@@ -108,6 +108,8 @@ async def test_any_client_of_redis_will_do(redis: Redis, redis_url: str) -> None
         ({"delay": 60}, "delay=60; give a timedelta"),
         ({"at": datetime(2030, 1, 1)}, "has no time zone"),  # noqa: DTZ001 - what is refused
         ({"job_id": "with space"}, "the job_id 'with space'"),
+        ({"job_id": 17}, "enqueue got job_id=17; give a text."),
+        ({"at": "2030-01-31"}, "enqueue got at='2030-01-31'; give an aware datetime."),
     ],
 )
 async def test_what_makes_no_sense_is_refused_with_a_sentence(
@@ -115,6 +117,10 @@ async def test_what_makes_no_sense_is_refused_with_a_sentence(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(refusal)):
         await Queue(broker).enqueue(Play(), **options)
+    no_job: Any = Play
+    for refused in (Queue(broker).enqueue(no_job), Queue(broker).enqueue_many([no_job])):
+        with pytest.raises(ValueError, match="enqueue got the class Play for a job; give an instance"):
+            await refused
     with pytest.raises(ValueError, match="The queue is called 'with space'"):
         Queue(broker, "with space")
     with pytest.raises(ValueError, match="the limit is 1,048,576"):

@@ -164,6 +164,7 @@ def test_without_a_grace_a_punctual_tick_runs_and_a_missed_one_never(late: float
         ({"tz": ""}, "the time zone ''"),
         ({"name": "with space"}, "'with space'"),
         ({"grace": timedelta(seconds=-1)}, "a grace of -1 day, 23:59:59"),
+        ({"grace": 3600}, "test.report has grace=3600; give a timedelta"),
         ({"grace": timedelta.max}, "give a time of zero to 3,650 days"),
     ],
 )

@@ -21,3 +21,9 @@ def test_migrations_that_lack_their_comma_are_refused(given: Any) -> None:
 def test_migrations_that_arent_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"The app has its migrations in '.*/nowhere', which is no folder"):
         App(handlers=(), migrations=(tmp_path / "nowhere",))
+
+
+@pytest.mark.parametrize("entry", [(1, "* * * * *"), "* * * * *"])
+def test_what_is_no_cron_entry_is_refused(entry: Any) -> None:
+    with pytest.raises(ValueError, match=r"The app has .* in its schedule; give each entry as Cron\(job, crontab\)"):
+        App(handlers=(), schedule=[entry])

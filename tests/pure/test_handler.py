@@ -105,6 +105,48 @@ def test_a_policy_of_the_wrong_kind_is_refused_before_a_job_runs(wrong: dict[str
         BatchHandler(Ship, ship_many, **wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"size": "5"}, "size='5'; give a whole number"),
+        ({"target": 1.5}, "target=1.5; give a timedelta, or None"),
+        ({"min_size": 1.5}, "min_size=1.5; give a whole number, or None"),
+        ({"max_size": "5"}, "max_size='5'; give a whole number, or None"),
+        ({"yield_after": 30}, "yield_after=30; give a timedelta"),
+        ({"partitions": 1.5}, "partitions=1.5; give a whole number"),
+    ],
+)
+def test_a_chunked_handler_with_a_limit_of_the_wrong_kind_is_refused(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"The chunked handler of ship got {sentence}"):
+        ChunkedHandler(Ship, count, cursor=int, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [({"max_size": "5"}, "max_size='5'; give a whole number"), ({"linger": 0.1}, "linger=0.1; give a timedelta")],
+)
+def test_a_batch_handler_with_a_limit_of_the_wrong_kind_is_refused(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"The batch handler of ship got {sentence}"):
+        BatchHandler(Ship, ship_many, **wrong)
+
+
+@pytest.mark.parametrize("wrong", [do, Ship(), "ship", None])
+def test_a_handler_of_what_is_no_class_of_a_job_is_refused(wrong: Any) -> None:
+    sentence = "got .* for its job; give a class of Job first, then its function"
+    with pytest.raises(ValueError, match=f"^A Handler {sentence}"):
+        Handler(wrong, do)
+    with pytest.raises(ValueError, match=f"^A ChunkedHandler {sentence}"):
+        ChunkedHandler(wrong, count, cursor=int)
+    with pytest.raises(ValueError, match=f"^A BatchHandler {sentence}"):
+        BatchHandler(wrong, ship_many)
+
+
+@pytest.mark.parametrize("wrong", [(Handler(Pay, do),), Ship, "ship", None])
+def test_what_is_no_handler_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"among its handlers; give each as a Handler, .* with a star before it"):
+        bind([Handler(Ship, do), wrong])
+
+
 @pytest.mark.parametrize(("count", "per"), [(1.5, timedelta(seconds=1)), (1, 2)])
 def test_a_rate_is_a_whole_number_in_a_time(count: Any, per: Any) -> None:
     with pytest.raises(ValueError, match="is none; give a whole number and a timedelta"):
