@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.consumer.conftest import Burst, Effects, Work
 from tests.consumer.jobs import PING, Gate, Ping, calling
+from tests.guide.test_01_enqueue import plain_arq
 from tests.support.waiting import wait_until
 from worker import runtime
 from worker.errors import Permanent
@@ -59,6 +60,15 @@ async def test_it_enqueues_a_job_and_reads_its_status_and_its_result(
         assert await job.status() == JobStatus.complete
     assert await effects() == [job.job_id]
     assert await ArqJob("never", stock, _deserializer=from_json).status() == JobStatus.not_found
+
+
+async def test_the_client_that_the_guide_shows_reads_results(redis_url: str, burst: Burst, effects: Effects) -> None:
+    client = await plain_arq(redis_url)
+    job = await client.enqueue_job("ping", n=2)
+    assert job is not None
+    await burst(PING)
+    assert await job.result() == {"n": 2}
+    await client.aclose()
 
 
 async def test_its_info_tells_of_a_job_that_waits_and_of_one_that_has_ended(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
-from arq.connections import RedisSettings, create_pool
+from arq.connections import ArqRedis, RedisSettings, create_pool
 from pydantic import ValidationError
 from redis.asyncio import Redis
 from sqlalchemy import func, select
@@ -174,18 +174,26 @@ async def test_many_go_together(redis: Redis, redis_url: str) -> None:
     assert await redis.zcard("arq:queue") == len(set(job_ids)) == 2
 
 
-async def send_with_plain_arq(redis_url: str) -> str:
-    """The payload goes by keyword, as JSON: a pickle is never loaded."""
-    redis = await create_pool(
-        RedisSettings.from_dsn(redis_url), job_serializer=lambda message: json.dumps(message).encode()
+async def plain_arq(redis_url: str) -> ArqRedis:
+    """JSON both ways: a pickle is never loaded, and no result is one."""
+    return await create_pool(
+        RedisSettings.from_dsn(redis_url),
+        job_serializer=lambda message: json.dumps(message).encode(),
+        job_deserializer=json.loads,
     )
+
+
+async def send_with_plain_arq(redis: ArqRedis) -> str:
+    """The payload goes by keyword."""
     job = await redis.enqueue_job("users.welcome", user_id=7)
-    await redis.aclose()
     assert job is not None
     return job.job_id
 
 
 async def test_plain_arq_enqueues_too(redis: Redis, redis_url: str) -> None:
-    job_id = await send_with_plain_arq(redis_url)
+    """It reads results as well: tests/consumer/test_arq_clients.py."""
+    client = await plain_arq(redis_url)
+    job_id = await send_with_plain_arq(client)
+    await client.aclose()
     message = json.loads(await redis.get(f"arq:job:{job_id}"))
     assert (message["f"], message["k"]) == ("users.welcome", {"user_id": 7})
