@@ -52,11 +52,6 @@ def handlers(files: Files) -> tuple[AnyHandler, ...]:
     )
 
 
-def redis_url() -> str:
-    """Where `worker.prune` asks whether a direct job's message is still there."""
-    return os.environ.get("REDIS_URL") or "redis://localhost:6379"
-
-
 def files() -> Files:
     """The folder and the URLs of the environment, and what a packed file may hold; as `worker.settings` reads them."""
     urls = read_prefixes(os.environ.get("WORKER_FILES_URLS") or "")
@@ -65,7 +60,7 @@ def files() -> Files:
 
 
 app = App(
-    handlers=(*handlers(files()), *prune.handlers(redis_url)),
+    handlers=(*handlers(files()), *prune.handlers()),
     schedule=SCHEDULE,
     migrations=(MIGRATIONS,),
     demo="jobs.demo:main",

@@ -15,7 +15,7 @@ from worker.database import create_engine
 from worker.outbox import enqueue
 from worker.queue import Queue
 from worker.testing import drain
-from worker.wire import decode
+from worker.wire import Message, decode, encode
 
 OLD_RUN = """
 insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox, finished_at)
@@ -100,6 +100,22 @@ async def test_a_direct_run_is_kept_while_its_very_message_lies_in_redis(
     await keep_run(engine, "still-there", ms=enqueued_ms - 1, outbox=False)
     await keep_run(engine, "gone", outbox=False)
     assert await pruned(engine, redis_url) == {"pruned": 2}
+    assert await run_ids(engine) == {"still-there"}
+    await redis.flushall()
+
+
+async def test_an_app_that_names_no_redis_has_that_of_the_environment(
+    engine: AsyncEngine, redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    assert prune.of_environment() == "redis://localhost:6379"
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    message = encode(Message("any", b"{}", 1))
+    await redis.set("arq:job:still-there", message)
+    await keep_run(engine, "still-there", outbox=False)
+    async with AsyncSession(engine) as session, session.begin():
+        enqueue(session, prune.Prune())
+    await drain(App(handlers=prune.handlers()), engine)
     assert await run_ids(engine) == {"still-there"}
     await redis.flushall()
 

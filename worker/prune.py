@@ -2,6 +2,7 @@
 could not be run.
 """
 
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
@@ -15,6 +16,7 @@ from worker.broker import connect_broker
 from worker.chunk import Chunk, Step
 from worker.handler import AnyHandler, ChunkedHandler
 from worker.job import Job
+from worker.settings import DEFAULT_REDIS_URL
 from worker.wire import JOB_KEY, decode
 
 
@@ -105,7 +107,12 @@ async def delivered_in(redis_url: Callable[[], str], runs: Sequence[RunKey]) -> 
     return delivered
 
 
-def handlers(redis_url: Callable[[], str]) -> tuple[AnyHandler, ...]:
+def of_environment() -> str:
+    """REDIS_URL, as a worker's settings read it."""
+    return os.environ.get("REDIS_URL") or DEFAULT_REDIS_URL
+
+
+def handlers(redis_url: Callable[[], str] = of_environment) -> tuple[AnyHandler, ...]:
     """For an application's table. `redis_url` is asked when it is needed."""
     still_delivered = partial(delivered_in, redis_url)
     return (ChunkedHandler(Prune, partial(prune, still_delivered=still_delivered), cursor=RunKey),)

@@ -4,12 +4,17 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from tests.guide.steps import commit
+from worker import prune
 from worker.app import App
 from worker.handler import Handler
 from worker.job import Job
+from worker.outcome import Completed
 from worker.schedule import Cron
+from worker.testing import drain
 
 
 class Report(Job, name="sales.report"):
@@ -66,3 +71,27 @@ def test_what_can_not_work_is_refused_when_the_app_is_made() -> None:
         App(handlers=[Handler(Report, report)], schedule=[Cron(Report(), "0 6 * * *"), Cron(Report(), "0 7 * * *")])
     with pytest.raises(ValueError, match="has no handler"):
         App(handlers=[], schedule=[Cron(Report(), "0 6 * * *")])
+
+
+# --- old runs ---------------------------------------------------------------------------------------------------------
+
+
+pruned = App(
+    handlers=[Handler(Report, report), *prune.handlers()],
+    schedule=[Cron(prune.Prune(), "30 4 * * *")],
+)
+
+
+async def test_old_runs_go(engine: AsyncEngine) -> None:
+    old = await commit(engine, Report())
+    await drain(pruned, engine)
+    async with engine.begin() as connection:
+        await connection.execute(text("update worker.run set finished_at = now() - interval '31 days'"))
+    young = await commit(engine, Report())
+    cleaning = await commit(engine, prune.Prune())
+    [_, (_, outcome)] = await drain(pruned, engine)
+    assert outcome == Completed({"pruned": 1})
+    async with engine.connect() as connection:
+        kept = set((await connection.execute(text("select id from worker.run"))).scalars())
+    assert kept == {young, cleaning}
+    assert old not in kept
