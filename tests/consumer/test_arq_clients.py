@@ -208,9 +208,9 @@ async def test_the_health_check_reads_as_arqs_own_for_each_queue(
     async with work(PING, queues=("a", "b")):
 
         async def has_counted() -> bool:
-            return b"j_complete=2 j_failed=1 j_retried=0 j_ongoing=0 queued=1" in (
-                await stock.get("b:health-check") or b""
-            )
+            a, b = await stock.mget("a:health-check", "b:health-check")  # written one after the other
+            counted = b"j_complete=2 j_failed=1 j_retried=0 j_ongoing=0"
+            return counted + b" queued=0" in (a or b"") and counted + b" queued=1" in (b or b"")
 
         await wait_until(has_counted)
         assert await async_check_health(settings, queue_name="a") == 0
