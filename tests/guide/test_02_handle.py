@@ -14,11 +14,14 @@ from sqlalchemy.orm import Session
 from jobs.users.models import User
 from tests.guide.steps import add_user, commit, run_of, skip_waits
 from worker.app import App
+from worker.database import create_engine
+from worker.dev import EmbeddedPostgres
 from worker.handler import AnyHandler, Handler
 from worker.job import Job
 from worker.models import Run
 from worker.outbox import enqueue
 from worker.outcome import Completed, Retrying
+from worker.overview import details
 from worker.run import current_run
 from worker.testing import drain, enqueued
 
@@ -55,6 +58,37 @@ async def test_work_result_and_follow_up_commit_together(engine: AsyncEngine) ->
         assert await enqueued(session, TellRenamed) == [TellRenamed(user_id=user_id, before="Ada")]
     run = await run_of(engine, job_id)
     assert (run.status, run.result) == ("completed", {"before": "Ada"})
+
+
+# --- what became of it ------------------------------------------------------------------------------------------------
+
+
+async def tell_about(job_id: str, session: AsyncSession) -> dict[str, object] | None:
+    """What a route of a web application answers to somebody who asks again and again; None: no such job."""
+    found = await details(await session.connection(), job_id)
+    if found is None:
+        return None
+    entry = found.entry
+    return {"status": entry.status, "done": entry.done, "of": entry.total, "result": found.result}
+
+
+async def test_what_became_of_a_job_can_be_asked_from_its_commit_on(
+    engine: AsyncEngine, server: EmbeddedPostgres
+) -> None:
+    tables = "worker.run, worker.outbox, worker.attempt, worker.reject"
+    rights = f"grant usage on schema worker to asking; grant select on {tables} to asking"
+    server.psql("create role asking login", rights, database="app")
+    app = App(handlers=[Handler(Rename, rename)])
+    job_id = await commit(engine, Rename(user_id=await add_user(engine), to="Ada Lovelace"))
+    asking = create_engine(server.database_url("app").replace("postgres@", "asking@"), pool_size=1)
+    async with AsyncSession(asking) as session:
+        assert await tell_about(job_id, session) == {"status": "waiting", "done": 0, "of": None, "result": None}
+    await drain(app, engine)
+    async with AsyncSession(asking) as session:
+        told = {"status": "completed", "done": 0, "of": None, "result": {"before": "Ada"}}
+        assert await tell_about(job_id, session) == told
+        assert await tell_about("nobody's", session) is None
+    await asking.dispose()
 
 
 # --- what reaches outside the database --------------------------------------------------------------------------------
