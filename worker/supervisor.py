@@ -26,7 +26,7 @@ BRIEF_S = 1.0
 """A process that ends sooner has done nothing, with whichever code, and is started again after a while."""
 STEADY_S = 60.0
 """A process that lived so long had nothing wrong at its start: its backoff is forgotten."""
-LAST_WORDS_S = 15.0
+KILL_AFTER_S = 15.0
 """Beyond the grace: for a worker to roll back, hand back and say goodbye."""
 REFUSED = 200
 """What a worker adds to its exit code if it has a supervisor: a job that ends its process may do so with 2 or 3."""
@@ -158,7 +158,7 @@ class Supervisor:
         self._stopping.set()
         for process in self._living:
             process.send_signal(signum if cut else SIGTERM)
-        patience_s = LAST_WORDS_S + (0 if cut else self._plan.grace_s)
+        patience_s = KILL_AFTER_S + (0 if cut else self._plan.grace_s)
         asyncio.get_running_loop().call_later(patience_s, self._kill)
 
     def _kill(self) -> None:

@@ -69,7 +69,7 @@ async def test_a_refusal_ends_no_others_that_have_lived_long(tmp_path: Path, mon
 
 
 async def test_one_that_outlives_its_grace_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "LAST_WORDS_S", 0.1)
+    monkeypatch.setattr(supervisor, "KILL_AFTER_S", 0.1)
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
     with capture_logs() as logged:
         code = await supervise(Plan(counting(tmp_path, deaf), processes=1, grace_s=0.1))

@@ -33,8 +33,7 @@ from worker.reporting.observer import Observer
 from worker.reporting.start import start_reporting
 from worker.runtime import run_worker
 from worker.settings import Settings, load_settings
-from worker.supervisor import LAST_WORDS_S as TO_BE_GONE_S
-from worker.supervisor import REFUSED, Plan, become_supervisor
+from worker.supervisor import KILL_AFTER_S, REFUSED, Plan, become_supervisor
 
 SWITCH_INTERVAL_S = 0.0005
 """How long the event loop waits for a thread that computes, at most; Python's own is ten times as long. With that to
@@ -66,7 +65,7 @@ def run(  # noqa: PLR0917 - typer gives them by name
             app=app, queues=tuple(queue) if queue else None, concurrency=concurrency, processes=processes
         )
         if lifeline is not None:
-            hold_on(lifeline, settings.shutdown_grace + TO_BE_GONE_S)
+            hold_on(lifeline, settings.shutdown_grace + KILL_AFTER_S)
         application = load_app(settings.app)
         if settings.processes > 1 and lifeline is None:
             become_supervisor(plan(settings, burst=burst))
