@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.handler import AnyHandler, HandlerTable, bind
+from worker.handler import AnyHandler, HandlerTable, Policy, bind
 from worker.job import Job
 from worker.schedule import Cron
 
@@ -28,28 +28,15 @@ class App:
         migrations: Sequence[Path] = (),
         demo: str = "",
     ) -> None:
-        """Raises ValueError for two handlers of a job, two cron entries of a name, a cron job without a handler, or
-        migrations that aren't there.
+        """Raises ValueError for what is no handler, two handlers of a job, two cron entries of a name, a cron job
+        without a handler, one thing where several are asked for, or migrations that aren't there.
         """
+        for field, given, kind in (("handlers", handlers, Policy), ("schedule", schedule, Cron)):
+            if isinstance(given, kind):  # whose comma is easily left out
+                raise ValueError(f"The app has {field}={given!r}; give a tuple of them, as in (…,).")  # noqa: TRY004 - as the others
         table = bind(handlers)
-        for cron in schedule:
-            if not isinstance(cron, Cron):  # pyright: ignore[reportUnnecessaryIsInstance]  # as with migrations
-                raise ValueError(f"The app has {cron!r} in its schedule; give each entry as Cron(job, crontab).")  # noqa: TRY004 - as the others
-        names = [cron.name for cron in schedule]
-        for cron in schedule:
-            if names.count(cron.name) > 1:
-                raise ValueError(f"Two cron entries are named {cron.name!r}; give one of them a name of its own.")
-            if cron.job.job_name not in table:
-                raise ValueError(
-                    f"The cron entry {cron.name!r} enqueues {cron.job.job_name!r}, which has no handler; add one."
-                )
-        if isinstance(migrations, str | Path):  # whose comma is easily left out  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"The app has migrations={migrations!r}; give a tuple of folders, as in (Path(…),).")  # noqa: TRY004 - as above
-        for folder in migrations:
-            if not Path(folder).is_dir():
-                raise ValueError(
-                    f"The app has its migrations in {str(folder)!r}, which is no folder; give its whole path."
-                )
+        _check_schedule(schedule, table)
+        _check_migrations(migrations)
         object.__setattr__(self, "handlers", table)
         object.__setattr__(self, "schedule", tuple(schedule))
         object.__setattr__(self, "migrations", tuple(map(Path, migrations)))
@@ -64,3 +51,25 @@ class App:
     def queues(self) -> set[str]:
         """Where its jobs go by themselves."""
         return {job.job_queue for job in self.jobs}
+
+
+def _check_schedule(schedule: Sequence[Cron], table: HandlerTable) -> None:
+    for cron in schedule:
+        if not isinstance(cron, Cron):  # pyright: ignore[reportUnnecessaryIsInstance]  # no type checker has seen every app
+            raise ValueError(f"The app has {cron!r} in its schedule; give each entry as Cron(job, crontab).")  # noqa: TRY004 - as the others
+    names = [cron.name for cron in schedule]
+    for cron in schedule:
+        if names.count(cron.name) > 1:
+            raise ValueError(f"Two cron entries are named {cron.name!r}; give one of them a name of its own.")
+        if cron.job.job_name not in table:
+            raise ValueError(
+                f"The cron entry {cron.name!r} enqueues {cron.job.job_name!r}, which has no handler; add one."
+            )
+
+
+def _check_migrations(migrations: Sequence[Path]) -> None:
+    if isinstance(migrations, str | Path):  # whose comma is easily left out  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"The app has migrations={migrations!r}; give a tuple of folders, as in (Path(…),).")  # noqa: TRY004 - as the others
+    for folder in migrations:
+        if not Path(folder).is_dir():
+            raise ValueError(f"The app has its migrations in {str(folder)!r}, which is no folder; give its whole path.")

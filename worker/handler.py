@@ -3,13 +3,14 @@
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import MappingProxyType, NoneType
+from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.chunk import Chunk, Step
+from worker.handler_checks import OF_ALL, OF_BATCHES, OF_CHUNKS, check_call, check_kinds
 from worker.job import Job
 from worker.limits import Gate, Rate
 from worker.pace import Sizes
@@ -23,42 +24,6 @@ Isolation: TypeAlias = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABL
 
 LONGEST_LIMIT = timedelta(days=24)
 """PostgreSQL counts its timeouts in milliseconds, up to 2³¹."""
-
-
-_Kinds: TypeAlias = dict[str, tuple[tuple[type, ...], str]]
-
-_KINDS: _Kinds = {
-    "retry": ((RetryPolicy,), "a RetryPolicy"),
-    "timeout": ((timedelta,), "a timedelta"),
-    "statement_timeout": ((timedelta, NoneType), "a timedelta, or None"),
-    "lock_timeout": ((timedelta, NoneType), "a timedelta, or None"),
-    "max_concurrent": ((int, NoneType), "a whole number, or None"),
-    "rate": ((Rate, NoneType), "a Rate, or None"),
-}
-_CHUNKED_KINDS: _Kinds = {
-    "size": ((int,), "a whole number"),
-    "target": ((timedelta, NoneType), "a timedelta, or None"),
-    "min_size": ((int, NoneType), "a whole number, or None"),
-    "max_size": ((int, NoneType), "a whole number, or None"),
-    "yield_after": ((timedelta,), "a timedelta"),
-    "partitions": ((int,), "a whole number"),
-}
-_BATCH_KINDS: _Kinds = {
-    "max_size": ((int,), "a whole number"),
-    "linger": ((timedelta,), "a timedelta"),
-}
-
-
-def _check_kinds(owner: str, policy: object, kinds: _Kinds) -> None:
-    for name, (allowed, wanted) in kinds.items():
-        given: object = getattr(policy, name)
-        if not isinstance(given, allowed) or isinstance(given, bool):
-            raise ValueError(f"{owner} got {name}={given!r}; give {wanted}.")  # noqa: TRY004 - as all others here
-
-
-def _check_job(handler: str, job: object) -> None:
-    if not (isinstance(job, type) and issubclass(job, Job)):  # the two are easily swapped
-        raise ValueError(f"A {handler} got {job!r} for its job; give a class of Job first, then its function.")  # noqa: TRY004 - as all others here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +45,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         """Raises ValueError for what would fail only when a job runs: no type checker has seen every app."""
-        _check_kinds("A handler", self, _KINDS)
+        check_kinds("A handler", self, OF_ALL)
         if self.isolation not in get_args(Isolation):
             raise ValueError(
                 f"A handler got isolation={self.isolation!r}; give one of {', '.join(get_args(Isolation))}."
@@ -103,8 +68,8 @@ class Handler(Policy, Generic[J]):
     """False: keep no run of a success and ask nothing of PostgreSQL until the handler does; at least once."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what is no job, and a policy that makes no sense."""
-        _check_job("Handler", self.job)
+        """Raises ValueError for a policy that makes no sense, and a function that can't be called."""
+        check_call("Handler", self.job, self.run, "job", "session")
         Policy.__post_init__(self)
 
 
@@ -140,13 +105,13 @@ class ChunkedHandler(Policy, Generic[J, C]):
     codec: TypeAdapter[C] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for limits that make no sense, and pydantic's errors for a cursor type it can't write."""
-        _check_job("ChunkedHandler", self.job)
+        """Raises ValueError as a Handler does, and pydantic's errors for a cursor type that it can't write."""
+        check_call("ChunkedHandler", self.job, self.run, "job", "session", "chunk")
         Policy.__post_init__(self)
         object.__setattr__(self, "codec", TypeAdapter(self.cursor))
         owner = f"The chunked handler of {self.job.job_name}"
         given = f"{owner} got"
-        _check_kinds(owner, self, _CHUNKED_KINDS)
+        check_kinds(owner, self, OF_CHUNKS)
         if self.size < 1:
             raise ValueError(f"{given} size={self.size}; give at least 1.")
         if self.target is not None and self.target <= timedelta(0):
@@ -188,12 +153,12 @@ class BatchHandler(Policy, Generic[J]):
     """How long the first job waits for others."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for limits that make no sense."""
-        _check_job("BatchHandler", self.job)
+        """Raises ValueError as a Handler does."""
+        check_call("BatchHandler", self.job, self.run, "jobs", "session")
         Policy.__post_init__(self)
         owner = f"The batch handler of {self.job.job_name}"
         given = f"{owner} got"
-        _check_kinds(owner, self, _BATCH_KINDS)
+        check_kinds(owner, self, OF_BATCHES)
         if not 1 <= self.max_size <= MAX_BATCH:
             raise ValueError(f"{given} max_size={self.max_size}; give 1 to {MAX_BATCH:,}.")
         if not timedelta(0) <= self.linger <= LONGEST_LINGER:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 from redis import Redis as SyncRedis
 
-from tests.cli.conftest import Command
+from tests.cli.conftest import APP, Command
 from tests.conftest import StartWorker
 from tests.support.processes import WORKER
 from worker.wire import Message, decode
@@ -70,7 +70,10 @@ def test_direct_goes_past_the_outbox(command: Command, query: Query, redis_url: 
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (("tests.nothing",), "No handler is bound to the job 'tests.nothing'; known are tests.count, tests.fail"),
+        (
+            ("tests.nothing",),
+            f"{APP} (WORKER_APP) has no handler of the job 'tests.nothing'; known are tests.count, te",
+        ),
         (("tests.greet",), "The payload does not fit tests.greet: name: Field required."),
         (("tests.greet", "--json", "{'name'}"), "The payload does not fit tests.greet: payload: Invalid JSON"),
         (("tests.ping", "--at", "tomorrow"), "--at is 'tomorrow'; give a time in ISO 8601 with a zone"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -210,3 +211,46 @@ def test_handlers_keep_runs_unless_they_say_otherwise() -> None:
     kept = (Handler(Pay, do), ChunkedHandler(Ship, count, cursor=int), BatchHandler(Ship, ship_many))
     assert all(keeps_run(handler) for handler in kept)
     assert not keeps_run(Handler(Pay, do, once=False))
+
+
+# --- what can't be called, before a job finds out ---------------------------------------------------------------------
+
+
+async def takes_the_job_alone(job: Job) -> None:
+    pass
+
+
+async def wants_a_mailer(job: Job, session: AsyncSession, *, mailer: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("run", "sentence"),
+    [
+        (takes_the_job_alone, r"The Handler of pay can't call its function with \(job, session\): too many positional"),
+        (wants_a_mailer, r"missing a required .*'mailer'; take these, and give what else it needs with functools\.p"),
+        (count, r"missing a required .*'chunk'; take these"),
+        (None, r"The Handler of pay got None; give an async function"),
+    ],
+)
+def test_a_function_that_cant_be_called_is_refused_before_a_job_runs(run: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Handler(Pay, run)
+
+
+def test_so_it_is_for_chunks_and_batches() -> None:
+    wrong: Any = takes_the_job_alone
+    with pytest.raises(ValueError, match=r"The ChunkedHandler of ship .* with \(job, session, chunk\)"):
+        ChunkedHandler(Ship, wrong, cursor=int)
+    with pytest.raises(ValueError, match=r"The BatchHandler of ship .* with \(jobs, session\)"):
+        BatchHandler(Ship, wrong)
+
+
+def test_what_is_bound_beforehand_is_given() -> None:
+    class Callable:
+        async def __call__(self, *given: object) -> None: ...
+
+    async def takes_more(job: Pay, session: AsyncSession, more: int = 1) -> None: ...
+
+    for run in (partial(wants_a_mailer, mailer=None), Callable(), takes_more):
+        assert Handler(Pay, run).run is run

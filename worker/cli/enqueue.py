@@ -82,7 +82,7 @@ def enqueue(
     if direct and key is not None:
         raise Refusal("--key needs the outbox, and --direct goes past it; give one of them.", WRONG)
     settings = load_settings()
-    handler = _handler(load_app(settings.app), name)
+    handler = _handler(load_app(settings.app), settings.app, name)
     if wait and not keeps_run(handler) and settings.keep_result == 0:
         raise Refusal(
             f"--wait can't see the end of {name}, whose handler keeps no run, since WORKER_KEEP_RESULT is 0; "
@@ -131,10 +131,12 @@ async def _result(settings: Settings, awaited: Awaited, limit: timedelta, *, is_
             return await wait_for_end(engine, redis, awaited, limit)
 
 
-def _handler(app: App, name: str) -> AnyHandler:
+def _handler(app: App, app_name: str, name: str) -> AnyHandler:
+    """Raises Refusal, which tells the App's name: who forgot WORKER_APP in this shell sees the default."""
     if name not in app.handlers:
-        known = ", ".join(sorted(app.handlers))
-        raise Refusal(f"No handler is bound to the job {printable(name)!r}; known are {known}.", WRONG)
+        known = ", ".join(sorted(app.handlers)) or "none"
+        lacking = f"{app_name} (WORKER_APP) has no handler of the job {printable(name)!r}"
+        raise Refusal(f"{lacking}; known are {known}.", WRONG)
     return app.handlers[name]
 
 
