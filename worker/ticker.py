@@ -1,6 +1,8 @@
 """The schedule at work, in every worker: a tick is enqueued once over all of them, in one transaction with its note."""
 
 import asyncio
+import heapq
+import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -45,10 +47,14 @@ class Ticker:
         self._observer = observer
 
     async def run(self) -> None:
-        """Until cancelled."""
-        while self._schedule:
-            waits = [await self._look(cron) for cron in self._schedule]
-            await asyncio.sleep(min(waits).total_seconds())
+        """Until cancelled. Each entry is looked at for itself: of thousands one may tick each second."""
+        began = time.monotonic()
+        looks = [(began, place) for place in range(len(self._schedule))]  # a heap
+        while looks:
+            at, place = looks[0]
+            await asyncio.sleep(max(0, at - time.monotonic()))
+            wait = await self._look(self._schedule[place])
+            heapq.heapreplace(looks, (time.monotonic() + wait.total_seconds(), place))
 
     async def tick(self, cron: Cron) -> timedelta:
         """Enqueue the entry's tick if one is due that nobody has enqueued. Returns how long the next is away."""

@@ -231,4 +231,5 @@ async def test_behind_an_address_that_moves_the_worker_follows_to_the_new_primar
             await redis.replicaof("NO", "ONE")
             await promoted.aclose()
     assert worker.faults == []
-    assert redis_events(logged).count("redis_away") <= 1
+    # Each connection that still leads to the old one may be met once, after another was found good.
+    assert redis_events(logged).count("redis_away") <= 3

@@ -134,6 +134,28 @@ async def test_running_schedules_enqueue_each_second_s_tick_once(hands: Hands) -
     assert len(enqueued) == len(await hands.rows("id")) == len({tick.scheduled_at for tick in enqueued})
 
 
+async def test_an_entry_that_ticks_each_second_has_no_others_looked_at(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look is a transaction: of thousands of entries all ticks of that one but the newest were missed."""
+    monkeypatch.setattr(ticker, "LOOK_AT_LEAST_EVERY", timedelta(hours=1))
+    looked: list[str] = []
+
+    class Looking(Ticker):
+        async def tick(self, cron: Cron) -> timedelta:
+            looked.append(cron.name)
+            return await super().tick(cron)
+
+    schedule = [Cron(Play(), NEVER, name="rare"), Cron(Play(), EVERY_SECOND, name="often")]
+
+    async def the_frequent_one_was_looked_at_often() -> bool:
+        return looked.count("often") >= 4
+
+    async with running(Looking(hands.engine, schedule, Availability(hands.engine), Observers())):
+        await wait_until(the_frequent_one_was_looked_at_often)
+    assert looked.count("rare") == 1
+
+
 async def test_who_was_stopped_before_its_note_enqueues_nothing_after_a_later_tick(hands: Hands) -> None:
     """It slept through its own tick, and another worker has gone on to a newer one."""
     await last_tick(hands, "10 min")
