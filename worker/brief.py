@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -21,6 +22,10 @@ ANSWERS_WITHIN_S = 60.0
 """What is brief takes milliseconds, beside the waits that have limits of their own: for a lock, and for Redis."""
 TURN = 0x7261746368_72
 """The advisory lock of the relays' turns. ("ratchr" in ASCII.)"""
+BRIEF = 0x7261746368_62
+"""The advisory lock that all brief transactions share, which tells them from others. ("ratchb" in ASCII.)"""
+STUCK_S = 15
+"""After so long a client that takes nothing of what it asked for counts as stopped."""
 
 # The outbox fills and empties, and what the planner knows of it is often wrong: then it reads the whole table for
 # each row. Every statement here has its index. What Redis refused may be many: the relay's `not in` hashes them only
@@ -28,9 +33,21 @@ TURN = 0x7261746368_72
 _PREPARE = text("""
 select set_config('idle_in_transaction_session_timeout', :limit, true),
     set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true),
-    set_config('hash_mem_multiplier', '64', true)
+    set_config('hash_mem_multiplier', '64', true), pg_advisory_xact_lock_shared(:brief)
 """)
-_TAKE_TURN = text("select pg_advisory_xact_lock(:lock)")
+# Where rows are larger than what the system holds between server and client, the server waits for its client in the
+# middle of a statement. No timeout of PostgreSQL's ends that. A handler's, which may be a slow export, isn't meant.
+_STUCK = """
+select count(pg_terminate_backend(pid)) from pg_locks join pg_stat_activity as activity using (pid)
+where locktype = 'advisory' and objsubid = 1 and classid::bigint << 32 | objid::bigint = :brief
+    and pg_locks.database = activity.datid and activity.datname = current_database()
+    and wait_event = 'ClientWrite' and query_start < clock_timestamp() - make_interval(secs => :stuck)
+"""
+_END_STUCK = text(_STUCK)
+# Who has to wait for the turn looks for them first.
+_TAKE_TURN = text(f"""
+select case when pg_try_advisory_xact_lock(:lock) then 0 else ({_STUCK}) end as ended, pg_advisory_xact_lock(:lock)
+""")
 
 
 @asynccontextmanager
@@ -55,16 +72,27 @@ async def brief_connection(engine: AsyncEngine) -> AsyncGenerator[AsyncConnectio
 async def brief_transaction(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
     """A transaction that may not idle and uses indexes. Commits at its end, unless something raises."""
     async with brief_connection(engine) as connection, connection.begin():
-        await connection.execute(_PREPARE, {"limit": str(IDLE_LIMIT_MS)})
+        await connection.execute(_PREPARE, {"limit": str(IDLE_LIMIT_MS), "brief": BRIEF})
         yield connection
+
+
+async def end_stuck(connection: AsyncConnection) -> None:
+    """End the brief transactions of workers that were stopped while PostgreSQL answered, and with them their locks."""
+    _say_ended((await connection.execute(_END_STUCK, {"brief": BRIEF, "stuck": STUCK_S})).scalar_one())
+
+
+def _say_ended(ended: int) -> None:
+    if ended:
+        structlog.get_logger("worker.brief").warning("zombie_ended", backends=ended)
 
 
 @asynccontextmanager
 async def turn(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
-    """A brief transaction that no two relays of a database are in at once.
+    """A brief transaction that no two relays of a database are in at once. Ends one that is stuck in its turn.
 
     Raises DBAPIError with SQLSTATE 55P03 where another one's takes longer than the lock timeout.
     """
     async with brief_transaction(engine) as connection:
-        await connection.execute(_TAKE_TURN, {"lock": TURN})
+        asked = {"lock": TURN, "brief": BRIEF, "stuck": STUCK_S}
+        _say_ended((await connection.execute(_TAKE_TURN, asked)).one().ended)
         yield connection

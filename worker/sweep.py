@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker import lanes
-from worker.brief import brief_transaction, turn
+from worker.brief import brief_transaction, end_stuck, turn
 from worker.parking import PARKED
 from worker.push import Pusher
 
@@ -99,6 +99,7 @@ class Sweep:
             return False
         when = {"at_once": self._is_wanted, "every": self._every, "settle": self._settle}
         async with brief_transaction(self._engine) as connection:
+            await end_stuck(connection)  # what is locked is passed over, and would wait for them
             begun = (await connection.execute(_BEGIN, when)).rowcount == 1
         self._next_look = time.monotonic() + self._every.total_seconds()
         if begun:
