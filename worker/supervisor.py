@@ -28,10 +28,14 @@ STEADY_S = 60.0
 """A process that lived so long had nothing wrong at its start: its backoff is forgotten."""
 KILL_AFTER_S = 15.0
 """Beyond the grace: for a worker to roll back, hand back and say goodbye."""
-REFUSED = 200
-"""What a worker adds to its exit code if it has a supervisor: a job that ends its process may do so with 2 or 3."""
-REFUSALS = (REFUSED + 2, REFUSED + 3)
+ADDED = 200
+"""By a worker that has a supervisor to the exit codes 0, 2 and 3: a job that ends its process may do so with any."""
+IN_ORDER = ADDED
+"""The exit code of a worker that has ended as it should."""
+REFUSALS = (ADDED + 2, ADDED + 3)
 """Exit codes that no restart mends: wrong settings, or a server that refuses us (worker/cli/endings.py)."""
+FAILED = 1
+"""As any command that failed (worker/cli/endings.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +110,12 @@ class Supervisor:
                 return _exit_code(code)
             is_steady = time.monotonic() - started >= STEADY_S
             # Nobody here asked it to end: it recycles itself (worker/recycling.py).
-            if code == 0 and time.monotonic() - started >= BRIEF_S:
+            if code == IN_ORDER and time.monotonic() - started >= BRIEF_S:
                 self._log.info("process_recycled", pid=pid)
                 continue
             if code in REFUSALS and not is_steady and not self._is_another_steady():
-                self._log.error("process_refused", pid=pid, code=code - REFUSED, hint="no restart mends that; all end")
-                self._refusal = code - REFUSED
+                self._log.error("process_refused", pid=pid, code=code - ADDED, hint="no restart mends that; all end")
+                self._refusal = code - ADDED
                 self._stop(SIGTERM)
                 return self._refusal
             deaths = 1 if is_steady else deaths + 1
@@ -168,10 +172,12 @@ class Supervisor:
 
 
 def _exit_code(code: int) -> int:
-    if code in {-SIGTERM, -SIGINT}:  # told to stop before it had begun to work
+    if code in {IN_ORDER, -SIGTERM, -SIGINT}:  # the latter: told to stop before it had begun to work
         return 0
+    if code == 0:  # a job's word, not its worker's
+        return FAILED
     if code in REFUSALS:
-        return code - REFUSED
+        return code - ADDED
     return code if code >= 0 else 128 - code
 
 

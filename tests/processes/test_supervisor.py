@@ -12,9 +12,10 @@ from structlog.testing import capture_logs
 
 from tests.support.waiting import wait_until
 from worker import supervisor
+from worker.cli import endings
 from worker.cli.endings import AWAY, WRONG
 from worker.event_loop import loop_factory
-from worker.supervisor import REFUSALS, REFUSED, Plan, Supervisor
+from worker.supervisor import ADDED, FAILED, IN_ORDER, REFUSALS, Plan, Supervisor
 
 PATIENCE_S = 20
 
@@ -42,9 +43,28 @@ async def test_who_dies_is_started_again_later_and_later(tmp_path: Path) -> None
 
 
 async def test_one_that_ends_at_once_is_no_recycled_one_whatever_its_code(tmp_path: Path) -> None:
+    command = counting(tmp_path, f"sys.exit({IN_ORDER} if n < 4 else 202)")
     with capture_logs() as logged:
-        assert await supervise(Plan(counting(tmp_path, "sys.exit(0 if n < 4 else 202)"), processes=1, grace_s=1)) == 2
-    assert [line["code"] for line in logged if line["event"] == "process_died"] == [0] * 3
+        assert await supervise(Plan(command, processes=1, grace_s=1)) == 2
+    assert [line["code"] for line in logged if line["event"] == "process_died"] == [IN_ORDER] * 3
+
+
+async def test_a_zero_that_is_no_word_of_the_workers_is_a_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job may end its process with 0, and with it all that ran beside it."""
+    monkeypatch.setattr(supervisor, "BRIEF_S", 0.0)
+    command = counting(tmp_path, f"sys.exit([0, {IN_ORDER}, 202][n - 1])")
+    with capture_logs() as logged:
+        assert await supervise(Plan(command, processes=1, grace_s=1)) == 2
+    ended = [line["event"] for line in logged if line["event"] != "process_started"]
+    assert ended == ["process_died", "process_recycled", "process_refused"]
+
+
+@pytest.mark.parametrize(("code", "told"), [(0, FAILED), (IN_ORDER, 0)])
+async def test_a_burst_has_succeeded_where_its_processes_say_so(tmp_path: Path, code: int, told: int) -> None:
+    plan = Plan(counting(tmp_path, f"sys.exit({code})"), processes=2, grace_s=1, burst=True)
+    assert await supervise(plan) == told
 
 
 async def test_backoff_is_forgotten_by_one_that_lived_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +112,7 @@ async def test_what_cannot_be_started_is_tried_again() -> None:
 async def test_no_child_holds_the_end_of_the_pipe_that_keeps_the_others_alive() -> None:
     """Each child looks through its descriptors: it has the lifeline's read end and nothing else beyond 2."""
     look = "[fd for fd in range(3, 256) if os.path.exists(f'/dev/fd/{fd}')] == [int(sys.argv[2])]"
-    command = [sys.executable, "-c", f"import os, sys; sys.exit(not {look} or sys.argv[3:] != ['--', 'x'])"]
+    command = [sys.executable, "-c", f"import os, sys; sys.exit({IN_ORDER} * ({look} and sys.argv[3:] == ['--', 'x']))"]
     assert await supervise(Plan(command, processes=3, grace_s=1, arguments=["--", "x"], burst=True)) == 0
 
 
@@ -102,7 +122,8 @@ def test_a_signal_without_a_name_is_told_by_its_number() -> None:
 
 
 def test_its_refusals_are_the_commands() -> None:
-    assert REFUSALS == (REFUSED + WRONG, REFUSED + AWAY)
+    assert (ADDED + WRONG, ADDED + AWAY) == REFUSALS
+    assert endings.FAILED == FAILED
 
 
 @pytest.mark.parametrize("installed", [True, False])

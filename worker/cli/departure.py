@@ -12,13 +12,15 @@ from worker.cli.endings import ending
 
 
 @contextmanager
-def departing(patience_s: float) -> Generator[None]:
+def departing(patience_s: float, in_order: int = os.EX_OK) -> Generator[None]:
     """Work in its block. When that has ended, however it did, the process ends within `patience_s`, threads or not.
+
+    `in_order`: the exit code where the block raises nothing.
 
     Else one that recycles, or whose job was overdue, would stay for ever, and nobody would take its place: to who
     watches it, it lives.
     """
-    code: object = os.EX_OK
+    code: object = in_order
     try:
         yield
     except SystemExit as error:
@@ -28,7 +30,7 @@ def departing(patience_s: float) -> Generator[None]:
         code, _ = ending(error)
         raise
     finally:
-        status = code if isinstance(code, int) else os.EX_OK
+        status = code if isinstance(code, int) else in_order
         # A daemon: for this one the interpreter doesn't wait.
         threading.Thread(target=_leave, args=(patience_s, status), name="ratchet-departure", daemon=True).start()
 

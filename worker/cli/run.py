@@ -33,7 +33,7 @@ from worker.reporting.observer import Observer
 from worker.reporting.start import start_reporting
 from worker.runtime import run_worker
 from worker.settings import Settings, load_settings
-from worker.supervisor import KILL_AFTER_S, REFUSED, Plan, become_supervisor
+from worker.supervisor import ADDED, IN_ORDER, KILL_AFTER_S, Plan, become_supervisor
 
 SWITCH_INTERVAL_S = 0.0005
 """How long the event loop waits for a thread that computes, at most; Python's own is ten times as long. With that to
@@ -74,11 +74,15 @@ def run(  # noqa: PLR0917 - typer gives them by name
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         working = consume(application, settings, observer, burst=burst)
         event_loop.run(_departing(working, lifeline), event_loop.loop_factory())
+    if lifeline is not None:
+        raise typer.Exit(IN_ORDER)
 
 
 async def _departing(working: Coroutine[Any, Any, None], lifeline: int | None) -> None:
-    with departing(LAST_WORDS_S), _telling_the_supervisor(lifeline):
+    in_order = os.EX_OK if lifeline is None else IN_ORDER
+    with departing(LAST_WORDS_S, in_order), _telling_the_supervisor(lifeline):
         await working
+        signal.signal(SIGINT, lambda _signum, _frame: os._exit(in_order))  # as what `consume` leaves
 
 
 @contextmanager
@@ -90,7 +94,7 @@ def _telling_the_supervisor(lifeline: int | None) -> Generator[None]:
         code, sentence = ending(error)
         if lifeline is None or code not in {WRONG, AWAY}:
             raise
-        raise Refusal(sentence, REFUSED + code) from error
+        raise Refusal(sentence, ADDED + code) from error
 
 
 def plan(settings: Settings, *, burst: bool) -> Plan:
