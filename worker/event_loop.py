@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 Factory = Callable[[], asyncio.AbstractEventLoop]
+HANDLED = signal.SIGTERM, signal.SIGINT
 
 
 def loop_factory() -> Factory | None:
@@ -24,7 +25,8 @@ def run(main: Coroutine[Any, Any, None], factory: Factory | None = None) -> None
 
     What a handler forks is left to itself: a signal to it is none to this process.
     """
-    os.register_at_fork(after_in_child=_forget_signals)
+    # They wait meanwhile: one that came to the fork before it has forgotten them would be told to this process.
+    os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals, after_in_child=_forget_signals)
     with asyncio.Runner(loop_factory=factory) as runner:
         loop = runner.get_loop()
         task = loop.create_task(main)
@@ -39,6 +41,14 @@ def run(main: Coroutine[Any, Any, None], factory: Factory | None = None) -> None
                     task.cancel()
 
 
+def _hold_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+
+
+def _let_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
+
 def _forget_signals() -> None:
     """In a fork. It has inherited the handlers that ask for an orderly stop, which would end nothing there.
 
@@ -48,3 +58,4 @@ def _forget_signals() -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _let_signals()
