@@ -51,7 +51,7 @@ def check_call(kind: str, job: object, run: object, *given: str) -> None:
     if not callable(run):
         raise ValueError(f"The {kind} of {name} got {run!r}; give an async function.")  # noqa: TRY004 - as above
     try:
-        signature = inspect.signature(run)
+        signature = inspect.signature(run, follow_wrapped=False)  # a decorator may give what its function needs
     except (TypeError, ValueError):  # it has none, as much of what is written in C
         return
     try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import pytest
@@ -254,3 +254,13 @@ def test_what_is_bound_beforehand_is_given() -> None:
 
     for run in (partial(wants_a_mailer, mailer=None), Callable(), takes_more):
         assert Handler(Pay, run).run is run
+
+
+def test_a_decorator_may_give_what_its_function_needs() -> None:
+    """What is called is the wrapper, whatever functools.wraps has it say of itself."""
+
+    @wraps(wants_a_mailer)
+    async def mailing(job: Pay, session: AsyncSession) -> None:
+        await wants_a_mailer(job, session, mailer=None)
+
+    assert Handler(Pay, mailing).run is mailing
