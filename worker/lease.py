@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import structlog
 from redis import Redis as BlockingRedis
 from redis.asyncio import Redis as AsyncRedis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from worker.broker import connect_blocking
 from worker.claim import Claim
@@ -176,8 +177,6 @@ class Leases:
         if overdue:
             self.are_overdue = True
             self._recycle()
-            if self._counts_tries:
-                _count_tries(client, overdue)
         live = [one for one in held if one.deadline >= now]
         if live:
             arguments = [part for one in live for part in _arguments(one.claim)]
@@ -186,6 +185,9 @@ class Leases:
             self._say_lost([live[place - 1] for place in lost])
             if missing:
                 self._restore(restore, [live[place - 1] for place in missing])
+        if self._counts_tries and overdue:
+            with suppress(ResponseError):  # a full Redis takes none: with the next renewal
+                _count_tries(client, overdue)
         self._away = False
 
     def _restore(self, restore: Any, missing: Sequence[_Lease]) -> None:

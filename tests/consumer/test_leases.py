@@ -107,6 +107,30 @@ async def test_a_missing_in_progress_key_is_restored_with_the_same_token(redis: 
     await redis.flushall()
 
 
+async def test_in_a_full_redis_others_are_renewed_though_the_try_of_one_that_is_overdue_cant_be_counted(
+    redis: Redis, redis_url: str, told: Told
+) -> None:
+    overdue, other = await claimed(redis, "overdue", "other")
+    leases = Leases(redis_url, SECOND, HOUR, recycle=told.recycled.set, fault=told.faults.append, counts_tries=True)
+    leases.hold(overdue)
+    leases.hold(other)
+    leases.extend(overdue, -2 * HOUR)
+    await redis.config_set("maxmemory", 1)
+    leases.start()
+    try:
+        await renewed(redis, other)
+    finally:
+        await redis.config_set("maxmemory", 0)
+
+    async def is_counted() -> bool:
+        return bool(await redis.get("arq:retry:overdue") == b"1")
+
+    await wait_until(is_counted)
+    leases.stop()
+    assert told.recycled.is_set()
+    await redis.flushall()
+
+
 def test_who_takes_its_own_job_over_holds_it_by_the_new_claim() -> None:
     first, second = (Claim("a", b"a", "arq:queue", token, b"{}", 1, 1, 0, aborted=False) for token in ("old", "new"))
     leases = Leases("redis://", SECOND, SECOND, recycle=print, fault=print)
