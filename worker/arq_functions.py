@@ -118,6 +118,8 @@ class ArqFunctions:
     def _raised(self, job: ArqJob, error: BaseException, extra: Any) -> Report:
         """An exception asks for another try, or it is the job's result."""
         retries, stops = self._worker.retry_jobs, is_cancelled() and job.delivery.hold.is_stopping()
+        # One whose time is over may be what its process is stopped for: a try is a try then.
+        is_spared = stops and not job.is_overdue()
         answer_cancellation()
         is_cancellation = isinstance(error, asyncio.CancelledError)
         if retries and isinstance(error, Retry):
@@ -130,7 +132,7 @@ class ArqFunctions:
         if retries and (is_cancellation or isinstance(error, RetryJob)):
             logger.info("%6.2fs ↻ %s cancelled, will be run again", job.took_s(), job.ref)
             again = Retrying(timedelta(0), type(error).__name__)
-            return Report(again, attempt=job.tries - stops, stays=job.stays())
+            return Report(again, attempt=job.tries - is_spared, stays=job.stays())
         logger.error(
             *("%6.2fs ! %s failed, %s: %s", job.took_s(), job.ref, type(error).__name__, error),
             exc_info=error,

@@ -76,6 +76,11 @@ class ArqJob:
         own = None if self.function is None else self.function.timeout_s
         return self.worker.job_timeout_s if own is None else own
 
+    def is_overdue(self) -> bool:
+        """Whether it has taken longer than it may."""
+        timeout_s = self.timeout_s()
+        return timeout_s is not None and self.took_s() > timeout_s
+
     def stays(self) -> timedelta:
         """A cron job's id stays in progress for a while, so that a worker whose clock is late doesn't run it again."""
         if not isinstance(self.function, CronJob):

@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 from asyncio.subprocess import STDOUT
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis
 from arq.jobs import Job as ArqJob
-from arq.worker import Function, Retry
+from arq.worker import Function, Retry, func
 
 from tests.consumer.conftest import Make
 from tests.consumer.mixed import alone, ran, run
@@ -166,6 +167,27 @@ async def test_a_try_that_its_function_gives_up_is_counted(arq: ArqRedis, make: 
     await arq.enqueue_job("again", _job_id="mine")
     await make(again).main()
     assert await result(arq, "mine") == 3
+
+
+@pytest.mark.parametrize(("timeout", "tries"), [(60, b"1"), (0.1, b"2")], ids=["in time", "beyond its time"])
+async def test_a_stop_spares_the_try_of_a_job_unless_its_time_was_over(
+    arq: ArqRedis, make: Make, timeout: float, tries: bytes
+) -> None:
+    """One that holds up its process is what such a stop is for, and the next process must not go the same way."""
+
+    async def block(ctx: dict[Any, Any]) -> None:
+        assert ctx["job_try"] == 2
+        time.sleep(0.2)  # noqa: ASYNC251 - which is what this is about
+        worker.handle_sig(signal.SIGTERM)  # as it comes once the event loop has its turn
+        await asyncio.sleep(30)
+
+    await arq.enqueue_job("block", _job_id="mine")
+    await arq.set("arq:retry:mine", 1)
+    worker = make(func(block, name="block", timeout=timeout), burst=False)
+    worker.main_task = asyncio.create_task(worker.main())
+    await asyncio.wait({worker.main_task}, timeout=10)
+    assert await arq.get("arq:retry:mine") == tries
+    await arq.flushall()
 
 
 async def test_a_job_is_not_tried_again_after_it_has_expired(arq: ArqRedis, make: Make) -> None:
