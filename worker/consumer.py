@@ -367,8 +367,9 @@ class Worker(arq.worker.Worker):
         if self._pool is None:
             return
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
-        if self._main is not None and self._main.cancelling():  # it still says farewell, on this connection
-            await asyncio.wait((self._main,))
+        if self._main is not None and not self._main.done() and self.is_stopping():
+            self.wake()
+            await asyncio.wait((self._main,))  # it still says farewell, on this connection
         await self._all_told()
         await self.pool.delete(self.health_check_key)
         if self.on_shutdown:

@@ -114,3 +114,17 @@ async def test_a_worker_that_was_closed_can_be_started_again_and_leaves_no_conne
         return len(await arq.client_list()) == before
 
     await wait_until(are_closed)
+
+
+async def test_who_runs_main_as_a_task_of_his_own_ends_it_by_closing_the_worker(redis_url: str, arq: ArqRedis) -> None:
+    """No `main_task` is known that could be cancelled: it sees that no more jobs are to be picked."""
+    worker = Worker([double], redis_settings=arq_settings(redis_url), poll_delay=1, handle_signals=False)
+    running = asyncio.create_task(worker.main())
+    await arq.enqueue_job("double", 1, _job_id="mine")
+    assert await result(arq, "mine") == 2
+    await worker.close()
+    ended, waits = await asyncio.wait({running}, timeout=5)
+    for task in waits:
+        task.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert ended
