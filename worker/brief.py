@@ -36,12 +36,14 @@ select set_config('idle_in_transaction_session_timeout', :limit, true),
     set_config('hash_mem_multiplier', '64', true), pg_advisory_xact_lock_shared(:brief)
 """)
 # Where rows are larger than what the system holds between server and client, the server waits for its client in the
-# middle of a statement. No timeout of PostgreSQL's ends that. A handler's, which may be a slow export, isn't meant.
+# middle of a statement. No timeout of PostgreSQL's ends that. A handler's, which may be a slow export, isn't meant, nor
+# is another role's: a member of pg_monitor sees it, and to end it would be an error.
 _STUCK = """
 select count(pg_terminate_backend(pid)) from pg_locks join pg_stat_activity as activity using (pid)
 where locktype = 'advisory' and objsubid = 1 and classid::bigint << 32 | objid::bigint = :brief
     and pg_locks.database = activity.datid and activity.datname = current_database()
     and wait_event = 'ClientWrite' and query_start < clock_timestamp() - make_interval(secs => :stuck)
+    and pg_has_role(usesysid, 'usage')
 """
 _END_STUCK = text(_STUCK)
 # Who has to wait for the turn looks for them first.

@@ -78,3 +78,25 @@ async def test_others_send_what_it_was_about_to(hands: Hands, stopped: Relay, mo
     await hands.relay._sweep.step()
     assert await hands.relay.drain() == ENOUGH
     await cancel_all([draining])
+
+
+async def test_one_of_another_role_stops_no_sweep(
+    hands: Hands, stopped: Relay, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member of pg_monitor sees that it is stuck, and may not end it."""
+    await hands.sql("create role monitoring login in role pg_monitor")
+    theirs = create_engine(database_url.replace("postgres@", "monitoring@"), pool_size=1)
+    try:
+        await hands.enqueue(*[LARGE] * ENOUGH)
+        draining = asyncio.create_task(stopped.drain())
+        await wait_until_stuck(hands)
+        monkeypatch.setattr(brief, "STUCK_S", 0)
+        async with brief.brief_transaction(theirs) as connection:
+            await brief.end_stuck(connection)
+        assert await hands.relay.drain() == 0
+        await hands.relay._sweep.step()  # of its own role
+        assert await hands.relay.drain() == ENOUGH
+        await cancel_all([draining])
+    finally:
+        await theirs.dispose()
+        await hands.sql("drop role monitoring")
