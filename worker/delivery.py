@@ -2,8 +2,9 @@
 
 These, and what else is made for each job (Claim, Finish, PutBack, Message, Subject, Identity, Work, Begun, Settled),
 aren't frozen: a frozen dataclass takes a microsecond longer to make, and ten of them were a quarter of a job that does
-nothing. They count as frozen but for what is known only later: Claim.is_restored, Begun.progress and Begun.created_at,
-each set in one place. For the same reason what only passes a coroutine on is no coroutine function itself.
+nothing. They count as frozen but for what is known only later (Claim.is_restored, Begun.progress, Begun.created_at and
+Report.context) or taken once (Work.job), each set in one place. For the same reason what only passes a coroutine on
+is no coroutine function itself.
 """
 
 from collections.abc import Callable, Coroutine

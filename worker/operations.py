@@ -1,7 +1,8 @@
 """What people do to dead jobs: replay or discard them. Each is one transaction; cancel has a module of its own.
 
 An id may stand for several jobs, one after another. Where it is named, the newest dead one is meant, whatever came
-after it. All dead jobs are those that nothing newer of their id replaces, for their payloads may be out of date.
+after it. Of all dead jobs those are replayed that nothing newer of their id replaces, for the payloads of the others
+may be out of date; each is discarded.
 """
 
 from collections.abc import Sequence

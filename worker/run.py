@@ -28,7 +28,8 @@ class CurrentRun:
     def idempotency_key(self) -> str:
         """For side effects outside the database: the same in every attempt of this job, and of no other job.
 
-        With a `job_id` that its caller chose it is that. The chunks of a job share one: put the cursor behind it.
+        With a `job_id` that was chosen for the outbox it is that. The chunks of a job share one: put the cursor behind
+        it.
         """
         return f"{self.job_id}:{self.enqueued_ms}" if self.enqueued_ms else self.job_id
 
