@@ -6,9 +6,13 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import sentry_sdk
 import structlog
 
 from worker.cli.endings import ending
+
+FLUSH_S = 2.0
+"""For what Sentry is still to be told, which nothing else sends where the process ends like this."""
 
 
 @contextmanager
@@ -30,7 +34,9 @@ def departing(patience_s: float, in_order: int = os.EX_OK) -> Generator[None]:
         code, _ = ending(error)
         raise
     finally:
-        status = code if isinstance(code, int) else in_order
+        if code is None:
+            code = in_order
+        status = code if isinstance(code, int) else 1  # as Python's own end
         # A daemon: for this one the interpreter doesn't wait.
         threading.Thread(target=_leave, args=(patience_s, status), name="ratchet-departure", daemon=True).start()
 
@@ -39,5 +45,7 @@ def _leave(patience_s: float, status: int) -> None:
     time.sleep(patience_s)
     main = threading.main_thread()
     left = sorted(thread.name for thread in threading.enumerate() if not thread.daemon and thread is not main)
-    structlog.get_logger("worker.departure").warning("threads_left", threads=left, hint="the process ends without them")
+    hint = "the process ends without them" if left else "what is called at its end goes on; the process ends without it"
+    structlog.get_logger("worker.departure").warning("threads_left", threads=left, hint=hint)
+    sentry_sdk.flush(FLUSH_S)
     os._exit(status)
