@@ -82,8 +82,10 @@ async def attending(
     try:
         yield
     finally:
-        await cancel_all(ears)
-        engine.leases.stop()
+        try:
+            await cancel_all(ears)
+        finally:  # though it is cancelled again: a thread that nobody stops would renew for ever
+            engine.leases.stop()
         with suppress(RedisError, OSError):  # it runs out by itself
             await farewell(redis, name)
 

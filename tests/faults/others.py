@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from signal import Signals
 from typing import Any
 
 from sqlalchemy import event, text
@@ -13,7 +14,7 @@ from tests.faults.points import VICTIM
 from tests.faults.stage import Asked, Stage
 from worker.broker import arq_settings
 from worker.consumer import Worker
-from worker.shield import is_cancelled
+from worker.shield import cancel_all, is_cancelled
 from worker.standalone import connect
 from worker.testing import drain
 
@@ -63,6 +64,34 @@ async def plain_burst(stage: Stage) -> None:
     """Ends after one job."""
     async with _made(stage, burst=True, max_burst_jobs=1) as worker:
         await worker.async_run()
+
+
+async def plain_stopped(stage: Stage) -> None:
+    """Told to stop, with time for what runs, as its first job begins."""
+
+    async def stop(_ctx: dict[Any, Any]) -> None:
+        worker.handle_sig_wait_for_completion(Signals.SIGTERM)
+
+    async with _made(stage, job_completion_wait=1, on_job_start=stop) as worker:
+        worker.main_task = asyncio.create_task(worker.main())
+        await asyncio.wait((worker.main_task,))
+
+
+async def plain_closed(stage: Stage) -> None:
+    """Closed as a job ends, while its main still runs, by somebody who has a loop of their own."""
+    ended = asyncio.Event()
+
+    async def tell(_ctx: dict[Any, Any]) -> None:
+        ended.set()
+
+    async with AsyncExitStack() as stack:
+        worker = await stack.enter_async_context(_made(stage, on_job_end=tell))
+        running = [asyncio.create_task(worker.main()), asyncio.create_task(ended.wait())]
+        try:
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            await stack.aclose()
+        finally:
+            await cancel_all(running)
 
 
 async def by_hand(stage: Stage) -> None:

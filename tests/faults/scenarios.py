@@ -13,7 +13,7 @@ from uuid import uuid4
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.faults.others import ask_plain, by_hand, draining, plain, plain_burst
+from tests.faults.others import ask_plain, by_hand, draining, plain, plain_burst, plain_closed, plain_stopped
 from tests.faults.stage import Asked, Running, Stage, app_worker
 from worker.app import App
 from worker.chunk import Chunk, Step
@@ -481,4 +481,5 @@ SCENARIOS = (
     Scenario("burst", outbox, worker=partial(app_worker, burst=True)),
     Scenario("drained", outbox, worker=draining),
     *(Scenario(worker.__name__, ask_plain, worker=worker) for worker in (plain, plain_burst, by_hand)),
+    *(Scenario(worker.__name__, ask_plain, worker=worker) for worker in (plain_stopped, plain_closed)),
 )
