@@ -167,12 +167,6 @@ async def test_an_upsert_counts_by_key_and_the_last_row_of_a_key_wins(engine: As
     assert await users(engine) == [("A@x", "Ay"), ("B@X", "Bee"), ("c@x", "C!")]
 
 
-@pytest.fixture(params=["arrays", "staged"])
-def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of an update, whatever its size."""
-    monkeypatch.setattr(updating, "STAGED_FROM", 1 if request.param == "staged" else 1_000)
-
-
 @pytest.mark.usefixtures("either_way")
 async def test_an_update_sets_each_row_by_key_and_skips_unknown_keys(engine: AsyncEngine) -> None:
     async with AsyncSession(engine) as session, session.begin():

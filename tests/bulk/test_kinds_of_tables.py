@@ -35,7 +35,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.types import TypeEngine
 
-from worker.bulk import Upserted, copy_rows, update_many, updating, upsert
+from worker.bulk import Upserted, copy_rows, update_many, upsert
 from worker.bulk.copying import TargetColumn
 
 META = MetaData()
@@ -148,16 +148,13 @@ class Folded(TypeDecorator[str]):
     ],
     ids=["char", "numeric", "uuid", "decorated"],
 )
-@pytest.mark.parametrize("staged_from", [1, 5_000])
+@pytest.mark.usefixtures("either_way")
 async def test_of_two_keys_that_are_one_to_postgresql_alone_the_last_row_wins(
     engine: AsyncEngine,
-    monkeypatch: pytest.MonkeyPatch,
     kind: TypeEngine[Any],
     earlier: object,
     later: object,
-    staged_from: int,
 ) -> None:
-    monkeypatch.setattr(updating, "STAGED_FROM", staged_from)
     table = Table("kinds", MetaData(), Column("id", kind, primary_key=True), Column("v", Text))
     async with AsyncSession(engine) as session:
         await session.execute(CreateTable(table))
@@ -207,16 +204,13 @@ ADDRESSES = ["08:00:2b:01:02:03", "08:00:2b:01:02:04"]
     ],
     ids=["macaddr", "money", "tsvector", "domain"],
 )
-@pytest.mark.parametrize("staged_from", [1, 5_000])
+@pytest.mark.usefixtures("either_way")
 async def test_a_type_that_the_driver_sends_as_a_text_alone_is_upserted_and_updated(
     engine: AsyncEngine,
-    monkeypatch: pytest.MonkeyPatch,
     kind: TypeEngine[Any],
     value: str,
     shown: str,
-    staged_from: int,
 ) -> None:
-    monkeypatch.setattr(updating, "STAGED_FROM", staged_from)
     table = Table("kinds", MetaData(), Column("id", MACADDR, primary_key=True), Column("the v", kind))
     columns, key, (one, other) = list(table.c), [table.c.id], ADDRESSES
     async with AsyncSession(engine) as session:
@@ -292,11 +286,10 @@ class Lowered(TypeDecorator[str]):
         return func.lower(bindparam)
 
 
-@pytest.mark.parametrize("staged_from", [1, 5_000])
+@pytest.mark.usefixtures("either_way")
 async def test_a_type_with_sql_around_its_values_is_refused_rather_than_written_without_it(
-    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, staged_from: int
+    engine: AsyncEngine,
 ) -> None:
-    monkeypatch.setattr(updating, "STAGED_FROM", staged_from)
     table = Table("lowered", MetaData(), Column("id", BigInteger, primary_key=True), Column("v", Lowered))
     async with AsyncSession(engine) as session:
         await session.execute(CreateTable(table))

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
+from functools import partial
 from signal import SIGINT, SIGTERM
 from typing import Annotated, Any, cast
 
@@ -72,17 +73,15 @@ def run(  # noqa: PLR0917 - typer gives them by name
         observer = start_reporting(settings, application.schedule)
         settle_heap()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        working = consume(application, settings, observer, burst=burst)
-        event_loop.run(_departing(working, lifeline), event_loop.loop_factory())
-    if lifeline is not None:
-        raise typer.Exit(IN_ORDER)
+        in_order = os.EX_OK if lifeline is None else IN_ORDER
+        working = consume(application, settings, observer, burst=burst, in_order=in_order)
+        event_loop.run(_departing(working, lifeline, in_order), event_loop.loop_factory())
+    raise typer.Exit(in_order)
 
 
-async def _departing(working: Coroutine[Any, Any, None], lifeline: int | None) -> None:
-    in_order = os.EX_OK if lifeline is None else IN_ORDER
+async def _departing(working: Coroutine[Any, Any, None], lifeline: int | None, in_order: int) -> None:
     with departing(LAST_WORDS_S, in_order), _telling_the_supervisor(lifeline):
         await working
-        signal.signal(SIGINT, lambda _signum, _frame: os._exit(in_order))  # as what `consume` leaves
 
 
 @contextmanager
@@ -115,8 +114,12 @@ def child_command(settings: Settings) -> list[str]:
     return [sys.executable, "-P", "-m", "worker.suspects.main", settings.app]
 
 
-async def consume(app: App, settings: Settings, observer: Observer, *, burst: bool = False) -> None:
+async def consume(
+    app: App, settings: Settings, observer: Observer, *, burst: bool = False, in_order: int = os.EX_OK
+) -> None:
     """Wait for both servers, check the database's version, and work. Returns when told to stop, or at a burst's end.
+
+    `in_order`: the exit code of Ctrl-C after that. The process's own is its caller's affair.
 
     Raises Refusal for a missing migration, and what says that a server refuses us.
     """
@@ -139,7 +142,7 @@ async def consume(app: App, settings: Settings, observer: Observer, *, burst: bo
     finally:
         # Nothing is left that SIGTERM could ask for: it must not turn an orderly end into a death. Ctrl-C still ends
         # what a handler's thread may hold up.
-        for signum, last in (SIGTERM, signal.SIG_IGN), (SIGINT, _leave):
+        for signum, last in (SIGTERM, signal.SIG_IGN), (SIGINT, partial(_leave, in_order)):
             loop.remove_signal_handler(signum)
             signal.signal(signum, last)
         atexit.register(signal.signal, SIGINT, signal.SIG_IGN)  # else the interpreter's own end makes it deadly again
@@ -155,8 +158,8 @@ def _say_started(app: App, settings: Settings) -> None:
     )
 
 
-def _leave(_signum: int, _frame: object) -> None:
-    os._exit(0)
+def _leave(code: int, _signum: int, _frame: object) -> None:
+    os._exit(code)
 
 
 async def ready(app: App, settings: Settings) -> None:
