@@ -43,7 +43,8 @@ class EmbeddedValkey(Embedded):
                     str(directory.resolve()),
                 ),
                 *("--save", "", "--appendonly", "yes" if self._data_dir else "no"),
-                *("--maxmemory-policy", "noeviction"),
+                # What a replica got from its primary is no data of ours.
+                *("--maxmemory-policy", "noeviction", "--rdb-del-sync-files", "yes"),
             ],
             ready=self._answers_ping,
         )
