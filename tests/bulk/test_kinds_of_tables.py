@@ -32,11 +32,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import BIT, DOMAIN, INT4MULTIRANGE, MACADDR, MONEY, TSVECTOR, Range
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.types import TypeEngine
 
 from worker.bulk import Upserted, copy_rows, update_many, upsert
-from worker.bulk.copying import TargetColumn
+from worker.bulk.target import TargetColumn
 
 META = MetaData()
 BY_NUMBER = Table("by_number", META, Column("id", BigInteger, primary_key=True), Column("v", Text))
@@ -79,6 +80,24 @@ PARTED = Table(
     Column("v", Text),
     postgresql_partition_by="RANGE (id)",
 )
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Payment(Base):
+    """Shares its table with its subclass."""
+
+    __tablename__ = "payment"
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "payment"}  # noqa: RUF012 - SQLAlchemy's own form
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str | None]
+
+
+class Refund(Payment):
+    __mapper_args__ = {"polymorphic_identity": "refund"}  # noqa: RUF012 - SQLAlchemy's own form
 
 
 def keys(table: Table) -> list[tuple[Any, ...]]:
@@ -246,6 +265,20 @@ async def test_a_copy_without_a_column_that_sqlalchemy_would_fill_is_refused_rat
         with pytest.raises(ValueError, match="The column token of tokens has a default of SQLAlchemy's"):
             await copy_rows(session, TOKENS, [TOKENS.c.id], [("a",), ("b",)])
         assert await copy_rows(session, TOKENS, list(TOKENS.c), [("a", "1"), ("b", "2")]) == 2
+
+
+async def test_rows_of_a_class_that_shares_its_table_are_refused_without_what_tells_them_from_others(
+    engine: AsyncEngine,
+) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        await (await session.connection()).run_sync(Base.metadata.create_all)
+        refused = pytest.raises(ValueError, match=r"Rows of Refund need a value for kind.*'refund' in each row")
+        with refused:
+            await copy_rows(session, Refund, [Refund.id], [(1,)])
+        with refused:
+            await upsert(session, Refund, [Refund.id], [(1,)], key=[Refund.id])
+        assert await copy_rows(session, Refund, [Refund.id, Refund.kind], [(1, "refund")]) == 1
+        assert [type(row) for row in await session.scalars(select(Payment))] == [Refund]
 
 
 async def test_a_key_may_hold_an_enum_whose_members_have_no_order(engine: AsyncEngine) -> None:

@@ -13,7 +13,8 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import CITEXT, HSTORE, MACADDR, MACADDR8, MONEY, TSVECTOR, distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from worker.bulk.copying import Values, adapted, driver_in_transaction, plain_type, schemas_of, settle_types
+from worker.bulk.copying import driver_in_transaction, schemas_of, settle_types
+from worker.bulk.values import Values, adapted, plain_type
 
 POSITION = "ratchet_position"
 """The column that counts the rows from 0, as they were given."""

@@ -33,20 +33,10 @@ from sqlalchemy.dialects.postgresql.ranges import AbstractMultiRange
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import Integer, TypeEngine, UserDefinedType
 
-from worker.bulk.copying import (
-    NO_ROWS,
-    Target,
-    TargetColumn,
-    Values,
-    adapted,
-    columns_of,
-    driver_in_transaction,
-    no_row,
-    plain_type,
-    table_of,
-    wrong_length,
-)
+from worker.bulk.copying import driver_in_transaction
 from worker.bulk.staging import last_of_each, stage
+from worker.bulk.target import Target, TargetColumn, columns_of, table_of
+from worker.bulk.values import NO_ROWS, Values, adapted, no_row, plain_type, wrong_length
 from worker.driver import Driver
 
 Columns: TypeAlias = Sequence[Column[Any]]

@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.visitors import replacement_traverse
 
-from worker.bulk.copying import Target, TargetColumn, Values, columns_of, left_out, table_of
 from worker.bulk.staging import last_of_each, stage
+from worker.bulk.target import Target, TargetColumn, columns_of, left_out, refuse_rows_of_no_class, table_of
+from worker.bulk.values import Values
 
 NO_LOCKER = literal_column("xmax = 0", Boolean)
 """A row version that this statement made anew has no xmax; one that it updated was locked first, and has."""
@@ -47,12 +48,14 @@ async def upsert(
     Sent are a COPY into a temporary table and one INSERT … SELECT … ON CONFLICT, which takes the rows in the order of
     their key, so that two upserts never wait for each other in a circle. Raises the driver's errors for a value that
     its column can't hold, and SQLAlchemy's for the INSERT: before PostgreSQL 18 for any table in partitions. Raises
-    ValueError where a column that isn't given has a default that Python makes: all new rows would have the same. What
-    a column sets at each update (`onupdate`) isn't set here; name it in `also`.
+    ValueError where a column that isn't given has a default that Python makes (all new rows would have the same), or
+    tells the rows of a class from others in its table. What a column sets at each update (`onupdate`) isn't set here;
+    name it in `also`.
     """
     table = table_of(into)
     chosen = columns_of(table, columns)
     _refuse_defaults(table, chosen)
+    refuse_rows_of_no_class(into, chosen)
     given = await stage(session, table, chosen, rows)
     statement = _statement(table, chosen, given, [_plain(part) for part in key], also or {})
     is_new = _is_new(table, (await session.connection()).dialect).label("inserted")
