@@ -1,6 +1,8 @@
 """The worker of an app: several queues, handlers instead of functions, and an end in good order."""
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -33,7 +35,8 @@ class AppWorker(Worker):
     async def serve(self) -> None:
         """Run until told to stop, and leave nothing running: what doesn't end within the grace is handed back.
 
-        The handlers of signals stay, for the caller to remove when it has cleaned up.
+        The handlers of signals stay, for the caller to remove when it has cleaned up. Raises SystemExit where a job has
+        cancelled the worker: that mustn't pass for an orderly end.
         """
         self._engine.leases.start()
         self.main_task = asyncio.create_task(self.main(), name="consumer")
@@ -42,6 +45,7 @@ class AppWorker(Worker):
             await asyncio.wait([self.main_task, grace], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.allow_pick_jobs = False
+            is_cancelled_by_a_job = self._is_cancelled_by_a_job()
             try:
                 await cancel_all([self.main_task, grace])
                 await self._hand_back()
@@ -49,8 +53,18 @@ class AppWorker(Worker):
                 self._engine.leases.stop()
             with suppress(RedisError, OSError, TimeoutError):  # it runs out by itself
                 await asyncio.wait_for(farewell(self.pool, self._name), timeout=1)
+            if is_cancelled_by_a_job:
+                sys.exit(os.EX_SOFTWARE)
         if not self.main_task.cancelled():
             self.main_task.result()
+
+    def _is_cancelled_by_a_job(self) -> bool:
+        """Nobody but `serve` knows the consumer's task, unless by asyncio.all_tasks()."""
+        if not self.main_task or not self.main_task.cancelling():
+            return False
+        hint = "one of these jobs cancels what isn't its own, such as all of asyncio.all_tasks(); others take them up"
+        self._log.error("cancelled_by_a_job", job_ids=sorted(self.tasks), hint=hint)
+        return True
 
     async def main(self) -> None:
         """Serve until told to stop; in burst mode, until nothing that this worker knows is due."""

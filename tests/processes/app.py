@@ -42,6 +42,10 @@ class Leave(Job, name="leave"):
     code: int
 
 
+class Meddle(Job, name="meddle"):
+    """Cancels all tasks there are."""
+
+
 class Fork(Job, name="fork"):
     """Forks a process, asks it to end, and says with what it did."""
 
@@ -70,6 +74,11 @@ async def thread(job: Thread, session: AsyncSession) -> None:
 
 async def leave(job: Leave, session: AsyncSession) -> None:
     os._exit(job.code)
+
+
+async def meddle(job: Meddle, session: AsyncSession) -> None:
+    for task in asyncio.all_tasks():
+        task.cancel()
 
 
 async def fork(job: Fork, session: AsyncSession) -> None:
@@ -107,6 +116,7 @@ app = App(
         Handler(Wait, wait),
         Handler(Thread, thread),
         Handler(Leave, leave),
+        Handler(Meddle, meddle),
         Handler(Fork, fork),
     )
 )

@@ -1,10 +1,11 @@
 """A worker that is done ends, and is replaced where it has a supervisor, though a thread of a handler's goes on."""
 
+import os
 import signal
 
 import pytest
 
-from tests.processes.app import Thread
+from tests.processes.app import Meddle, Thread
 from tests.processes.conftest import Enqueue, Run, children, wait_until_gone
 
 
@@ -30,3 +31,12 @@ async def test_sigterm_ends_a_worker_though_a_thread_goes_on(run: Run, enqueued:
     told = await worker.wait_for("threads_left")
     assert set(told["threads"]) & ({"uvloop_0", "asyncio_0"} if of_loop else {"endless"})
     assert await worker.wait() == 0
+
+
+async def test_a_worker_that_a_handler_has_cancelled_says_so_and_doesnt_pass_for_one_that_was_told(
+    run: Run, enqueued: Enqueue
+) -> None:
+    worker = await run(WORKER_PROCESSES="1")
+    [job_id] = await enqueued(Meddle())
+    assert await worker.wait() == os.EX_SOFTWARE
+    await worker.wait_for("cancelled_by_a_job", job_ids=[job_id])
