@@ -106,13 +106,13 @@ where not exists (select from worker.run as b where b.id = o.id and b.enqueued_m
 # Each part reads its own index from the new end and stops at the limit, however long the history is.
 _IS_WANTED = """
 (cast(:status as text) is null or status = :status) and (cast(:name as text) is null or name = :name)
-    and (cast(:error as text) is null or strpos(error, :error) > 0)
+    and (cast(:queue as text) is null or queue = :queue) and (cast(:error as text) is null or strpos(error, :error) > 0)
 """
 _ENTRIES = text(f"""
 ({_RUN} where finished_at is not null and {_IS_WANTED} order by finished_at desc limit :limit)
 union all ({_RUN} where finished_at is null and {_IS_WANTED} order by created_at desc limit :limit)
 union all ({_NOT_BEGUN} and coalesce(:status, 'waiting') = 'waiting' and coalesce(:name, name) = name
-    and cast(:error as text) is null
+    and coalesce(:queue, queue) = queue and cast(:error as text) is null
     order by seq desc limit :limit)
 order by at desc, id limit :limit
 """)
@@ -138,6 +138,7 @@ async def entries(
     *,
     status: str | None = None,
     name: str | None = None,
+    queue: str | None = None,
     error: str | None = None,
     limit: int = 50,
 ) -> list[Entry]:
@@ -145,7 +146,8 @@ async def entries(
 
     `error`: a part of the error's text.
     """
-    rows = await connection.execute(_ENTRIES, {"status": status, "name": name, "error": error, "limit": limit})
+    wanted = {"status": status, "name": name, "queue": queue, "error": error, "limit": limit}
+    rows = await connection.execute(_ENTRIES, wanted)
     return [_entry(row) for row in rows]
 
 

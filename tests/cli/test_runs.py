@@ -43,6 +43,27 @@ def test_runs_lists_what_ran_and_what_waits_newest_first(command: Command, work:
     assert [entry["id"] for entry in listed(command, "--limit", "1")] == [waiting]
 
 
+def test_runs_lists_one_queue_alone(command: Command) -> None:
+    enqueue(command, "tests.greet", '{"name": "Ada"}')
+    mailed = enqueue(command, "tests.greet", '{"name": "Bob"}', "--queue", "mail")
+    assert [entry["id"] for entry in listed(command, "--queue", "mail")] == [mailed]
+
+
+def test_what_is_held_back_by_a_pause_says_so_until_it_may_go_on(command: Command, work: Work) -> None:
+    done = enqueue(command, "tests.greet", '{"name": "Ada"}')
+    work()
+    failed = enqueue(command, "tests.later")
+    work()
+    waiting = enqueue(command, "tests.greet", '{"name": "Bob"}', "--queue", "mail")
+    command("pause", "--queue", "mail", "--name", "tests.greet", "--name", "tests.later")
+    held = {entry["id"]: entry["paused"] for entry in listed(command)}
+    assert held == {done: None, failed: "name tests.later", waiting: "queue mail, name tests.greet"}
+    assert "snoozed, paused" in command("runs").stdout
+    assert "paused       name tests.later" in command("show", failed).stdout
+    command("resume", "--name", "tests.later")
+    assert "paused" not in command("show", failed).stdout
+
+
 @pytest.mark.parametrize("chosen", ["", ", job_id => 'chosen'"], ids=["", "job_id"])
 @pytest.mark.parametrize("at", ["20000-01-01", "9999-12-31 23:59-05", "0100-01-01 BC"])
 def test_a_due_time_that_python_has_no_date_for_hides_no_job(

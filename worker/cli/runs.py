@@ -12,8 +12,10 @@ from worker.cli.output import print_json, print_table, shown
 from worker.cli.progress import bar, pace, told
 from worker.cli.reach import database
 from worker.ledger import RunStatus
+from worker.limits import Paused
 from worker.operations import UnknownIdError
 from worker.overview import Details, Entry, details, entries, message_of
+from worker.pauses import paused
 from worker.printable import printable
 from worker.settings import Settings, load_settings
 from worker.wire import Unreadable, decode
@@ -30,6 +32,7 @@ def runs(
     *,
     status: Annotated[RunStatus | None, typer.Option(help="Only these.")] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Only jobs of this queue.")] = None,
     error: Annotated[str | None, typer.Option(help="Only where the error holds this text.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON a job.")] = False,
@@ -39,12 +42,13 @@ def runs(
     The time is when a job ended or began, or when it is due. A job that was sent straight to Redis appears here with
     its first attempt.
     """
-    found = asyncio.run(_entries(load_settings(), status=status, name=name, error=error, limit=limit))
+    wanted = {"status": status, "name": name, "queue": queue, "error": error, "limit": limit}
+    found, held = asyncio.run(_entries(load_settings(), **wanted))
     if as_json:
         for entry in found:
-            print_json(entry)
+            print_json({**asdict(entry), "paused": _held_by(entry, held)})
         return
-    print_table(("status", "job", "id", "time", "failures", "rows", "error"), map(_row, found))
+    print_table(("status", "job", "id", "time", "failures", "rows", "error"), (_row(entry, held) for entry in found))
 
 
 def show(
@@ -63,8 +67,8 @@ def show(
     settings = load_settings()
     if payload and not settings.show_payloads:
         raise Refusal("Payloads may hold personal data; set WORKER_SHOW_PAYLOADS=true to see them.", WRONG)
-    found, message = asyncio.run(_details(settings, job_id))
-    fields = _fields(found)
+    found, message, held = asyncio.run(_details(settings, job_id))
+    fields = {**_fields(found), "paused": _held_by(found.entry, held)}
     if payload:
         if message is None:
             raise Refusal(
@@ -94,26 +98,39 @@ def _tell(found: Details, fields: dict[str, Any]) -> None:
             typer.echo(f"    {printable(line)}")
 
 
-async def _entries(settings: Settings, **wanted: Any) -> list[Entry]:
-    async with database(settings) as engine, engine.connect() as connection:
-        return await entries(connection, **wanted)
+async def _entries(settings: Settings, **wanted: Any) -> tuple[list[Entry], Paused]:
+    async with database(settings) as engine:
+        async with engine.connect() as connection:
+            found = await entries(connection, **wanted)
+        return found, await paused(engine)
 
 
-async def _details(settings: Settings, job_id: str) -> tuple[Details, bytes | None]:
-    async with database(settings) as engine, engine.connect() as connection:
-        found = await details(connection, job_id)
-        if found is None:
-            raise UnknownIdError(job_id)
-        return found, await message_of(connection, found.entry)
+async def _details(settings: Settings, job_id: str) -> tuple[Details, bytes | None, Paused]:
+    async with database(settings) as engine:
+        async with engine.connect() as connection:
+            found = await details(connection, job_id)
+            if found is None:
+                raise UnknownIdError(job_id)
+            message = await message_of(connection, found.entry)
+        return found, message, await paused(engine)
 
 
-def _row(entry: Entry) -> tuple[object, ...]:
+def _held_by(entry: Entry, held: Paused) -> str | None:
+    """What `worker resume` must be told before it goes on: `queue mail`, `name users.export`, both; None: nothing."""
+    if entry.is_final:
+        return None
+    by = [f"queue {entry.queue}"] * (entry.queue in held.queues) + [f"name {entry.name}"] * (entry.name in held.names)
+    return ", ".join(by) or None
+
+
+def _row(entry: Entry, held: Paused) -> tuple[object, ...]:
     when = entry.finished_at or entry.begun_at
     time = f"due {shown(entry.due_at)}" if entry.due_at else when
     rows = "" if not entry.done else f"{entry.done}/{entry.total}" if entry.total else entry.done
     if entry.time_left_s is not None:
         rows = f"{rows} {', '.join(pace(None, entry.time_left_s))}"
-    return (entry.status, entry.name, entry.id, time, entry.attempt or "", rows, (entry.error or "")[:MAX_ERROR])
+    status = f"{entry.status}, paused" if _held_by(entry, held) else entry.status
+    return (status, entry.name, entry.id, time, entry.attempt or "", rows, (entry.error or "")[:MAX_ERROR])
 
 
 def _progress(entry: Entry) -> str:
