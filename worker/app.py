@@ -1,11 +1,14 @@
 """App: what `worker run` is given. Handlers, schedule, and where the domain keeps its migrations."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import isasyncgenfunction
 from pathlib import Path
 
 from worker.handler import AnyHandler, HandlerTable, Policy, bind
 from worker.job import Job
+from worker.lifespan import Lifespan
 from worker.schedule import Cron
 
 
@@ -19,6 +22,8 @@ class App:
     """Folders of Alembic versions that `worker migrate` applies after the runtime's own."""
     demo: str
     """`module:function` that `worker demo` calls, or empty."""
+    lifespan: Lifespan
+    """Called once in each process that runs jobs: what it gives is open from before the first until after the last."""
 
     def __init__(
         self,
@@ -27,9 +32,11 @@ class App:
         *,
         migrations: Sequence[Path] = (),
         demo: str = "",
+        lifespan: Lifespan = nullcontext,
     ) -> None:
         """Raises ValueError for what is no handler, two handlers of a job, two cron entries of a name, a cron job
-        without a handler, one thing where several are asked for, or migrations that aren't there.
+        without a handler, one thing where several are asked for, migrations that aren't there, or a lifespan that gives
+        no context manager.
         """
         for field, given, kind in (("handlers", handlers, Policy), ("schedule", schedule, Cron)):
             if isinstance(given, kind):  # whose comma is easily left out
@@ -37,10 +44,16 @@ class App:
         table = bind(handlers)
         _check_schedule(schedule, table)
         _check_migrations(migrations)
+        if isasyncgenfunction(lifespan) or not callable(lifespan):  # pyright: ignore[reportUnnecessaryComparison]
+            raise ValueError(
+                f"The app has lifespan={lifespan!r}; give a function that returns an async context manager, such as "
+                "one with contextlib.asynccontextmanager above it."
+            )
         object.__setattr__(self, "handlers", table)
         object.__setattr__(self, "schedule", tuple(schedule))
         object.__setattr__(self, "migrations", tuple(map(Path, migrations)))
         object.__setattr__(self, "demo", demo)
+        object.__setattr__(self, "lifespan", lifespan)
 
     @property
     def jobs(self) -> set[type[Job]]:

@@ -30,6 +30,7 @@ from worker.handler import gates
 from worker.heartbeat import BEAT_EVERY_S
 from worker.lag import lag_watched
 from worker.lease import Leases, end_this_process
+from worker.lifespan import opened
 from worker.limits import Limits, Paused
 from worker.listen import listen
 from worker.pauses import PAUSE_CHANNEL, Pauses
@@ -125,6 +126,7 @@ async def run_worker(
         pushed()
 
     async with (
+        opened(app.lifespan, observer),
         services(app, settings, observer, pushed=pushed, end=end) as parts,
         _executing(parts, app, settings, observer, child) as execute,
     ):

@@ -21,6 +21,7 @@ from worker.app import App
 from worker.broker import arq_settings
 from worker.delivery import Delivery, Report
 from worker.executor import Executor
+from worker.lifespan import opened
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Released, Retrying, Snoozed, Yielded
 from worker.reporting.logs import tell_loop_errors
 from worker.reporting.start import start_reporting
@@ -88,15 +89,16 @@ def _functions(app: App) -> list[Function]:
 
 
 async def _start(app: App, ctx: dict[str, Any]) -> None:
-    stack = AsyncExitStack()
     settings = load_settings()
     observers = start_reporting(settings, app.schedule)
     tell_loop_errors(asyncio.get_running_loop())
     end = partial(signal.raise_signal, signal.SIGTERM)
-    parts = await stack.enter_async_context(services(app, settings, observers, pushed=lambda: None, end=end))
-    aborts = StockAborts(parts.redis)
-    stack.push_async_callback(cancel_all, [parts.vital.start("aborts", aborts.watch())])
-    ctx[SERVICES] = (stack, parts.executor, aborts)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(opened(app.lifespan, observers))
+        parts = await stack.enter_async_context(services(app, settings, observers, pushed=lambda: None, end=end))
+        aborts = StockAborts(parts.redis)
+        stack.push_async_callback(cancel_all, [parts.vital.start("aborts", aborts.watch())])
+        ctx[SERVICES] = (stack.pop_all(), parts.executor, aborts)
 
 
 async def _stop(ctx: dict[str, Any]) -> None:

@@ -6,8 +6,8 @@ Its handlers say `began` in the log.
 import asyncio
 import os
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -133,6 +133,15 @@ def _say_began(**told: object) -> None:
     structlog.get_logger("test").warning("began", **told)
 
 
+@asynccontextmanager
+async def lifespan() -> AsyncGenerator[None]:
+    """Says in which process it is open."""
+    log = structlog.get_logger("test")
+    log.warning("opened", pid=os.getpid())
+    yield
+    log.warning("closed", pid=os.getpid())
+
+
 app = App(
     handlers=(
         Handler(Wait, wait),
@@ -143,6 +152,7 @@ app = App(
         Handler(Stuck, stuck, timeout=BRIEF),
         ChunkedHandler(Spread, spread, cursor=int, size=4, target=None, partitions=4, split=tens),
         Handler(Mark, mark, once=False),  # no ledger keeps a second delivery from being seen
-    )
+    ),
+    lifespan=lifespan,
 )
 WorkerSettings = worker_settings(app)

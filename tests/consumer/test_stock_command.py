@@ -205,6 +205,11 @@ async def test_beside_our_worker_on_one_queue_each_job_runs_once(
     assert {int(pid) for _, pid in marks} == {os.getpid(), running.process.pid}
 
 
+async def test_what_the_app_opens_is_open_under_it_too(run_arq: RunArq, effects: Effects) -> None:
+    told = await (await run_arq("--burst", settings="tests.consumer.app.WorkerSettings")).output()
+    assert 0 < told.find("opened") < told.find("closed"), told
+
+
 async def test_its_check_option_asks_the_same_redis(run_arq: RunArq) -> None:
     running = await run_arq("--check")
     assert "no health check sentinel" in await running.output()

@@ -60,6 +60,7 @@ LEFT_OUT = {
     "driver": "what the driver is asked; whoever asks is struck there",
     "doctor": "a person's command; it changes nothing",
     "heartbeat": "tells that a worker lives; no job hangs on it",
+    "lifespan": "an app's own, before the first job and after the last; tests/consumer/test_lifespan.py",
     "listen": "wakes the relay; its poll is the net",
     "migrate": "a person's command",
     "operations": "a person's commands, each one transaction; tests/test_operations.py",

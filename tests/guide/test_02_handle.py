@@ -1,7 +1,8 @@
 """Handle: a plain async function, in one transaction that the runtime commits."""
 
 import asyncio
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -119,22 +120,35 @@ class Postbox:
     def __init__(self) -> None:
         self.letters: dict[str, str] = {}
         self.calls = 0
+        self.is_connected = False
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncGenerator[None]:
+        self.is_connected = True
+        yield
+        self.is_connected = False
 
     async def send(self, to: str, text: str, *, idempotency_key: str) -> None:
+        assert self.is_connected
         self.calls += 1
         self.letters[idempotency_key] = f"{to}: {text}"
         if self.calls == 1:
             raise ConnectionResetError
 
 
+def application(mailer: Postbox) -> App:
+    return App(handlers=handlers(mailer), lifespan=mailer.connected)
+
+
 async def test_a_side_effect_may_come_twice_but_always_with_one_key(engine: AsyncEngine) -> None:
     postbox = Postbox()
-    app = App(handlers=handlers(postbox))
+    app = application(postbox)
     await commit(engine, Rename(user_id=await add_user(engine), to="Ada Lovelace"))
-    [*_, (_, outcome)] = await drain(app, engine)
-    assert isinstance(outcome, Retrying)
-    await skip_waits(engine)
-    [(_, outcome)] = await drain(app, engine)
+    async with app.lifespan():
+        [*_, (_, outcome)] = await drain(app, engine)
+        assert isinstance(outcome, Retrying)
+        await skip_waits(engine)
+        [(_, outcome)] = await drain(app, engine)
     assert isinstance(outcome, Completed)
     assert postbox.calls == 2
     assert list(postbox.letters.values()) == ["ada@example.com: You were Ada and are now Ada Lovelace."]
@@ -143,13 +157,14 @@ async def test_a_side_effect_may_come_twice_but_always_with_one_key(engine: Asyn
 async def test_two_jobs_of_one_key_are_two_letters(engine: AsyncEngine) -> None:
     """They have one id, and the mail service must not take the second for the first that comes again."""
     postbox = Postbox()
-    app = App(handlers=handlers(postbox))
+    app = application(postbox)
     user_id = await add_user(engine)
     for before in ("Augusta", "Countess"):
         async with AsyncSession(engine) as session, session.begin():
             enqueue(session, TellRenamed(user_id=user_id, before=before), key=f"renamed-{user_id}")
-        while await drain(app, engine):
-            await skip_waits(engine)
+        async with app.lifespan():
+            while await drain(app, engine):
+                await skip_waits(engine)
     assert postbox.calls == 3  # the first answer was lost
     assert sorted(postbox.letters.values()) == [
         "ada@example.com: You were Augusta and are now Ada.",

@@ -6,7 +6,8 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Literal, NoReturn
 
@@ -126,6 +127,15 @@ async def _wait(session: AsyncSession, lock: int) -> None:
     await session.execute(text("SELECT pg_advisory_xact_lock_shared(:lock)"), {"lock": lock})
 
 
+@asynccontextmanager
+async def lifespan() -> AsyncGenerator[None]:
+    """Says in which process it is open."""
+    log = structlog.get_logger("test")
+    log.warning("opened", pid=os.getpid())
+    yield
+    log.warning("closed", pid=os.getpid())
+
+
 app = App(
     handlers=(
         Handler(Poison, poison, retry=QUICK),
@@ -133,5 +143,6 @@ app = App(
         Handler(Neighbour, neighbour),
         Handler(Parse, parse, retry=RetryPolicy(attempts=2, base=timedelta(0))),
         ChunkedHandler(Count, count, cursor=int, size=1, retry=QUICK),
-    )
+    ),
+    lifespan=lifespan,
 )

@@ -88,6 +88,20 @@ async def test_a_committed_chunk_starts_the_count_of_deaths_anew(
     assert await worker.stop() == 0
 
 
+async def test_what_the_app_opens_is_open_in_a_child_too(
+    run: Run, engine: AsyncEngine, query: Query, suspected: Suspected
+) -> None:
+    async with locked(engine, OTHERS):
+        [job_id] = await suspected(Neighbour(lock=OTHERS))
+        worker = await run()
+        child = (await worker.wait_for("began", job_id=job_id))["pid"]
+        opened = [line["pid"] for line in worker.lines if line.get("event") == "opened"]
+        assert opened == [worker.pid, child]
+    await worker.wait_for("completed", job_id=job_id)
+    assert await worker.stop() == 0
+    assert [line["pid"] for line in worker.lines if line.get("event") == "closed"] == [child, worker.pid]
+
+
 async def test_a_child_ends_with_its_worker_and_the_suspect_runs_elsewhere(
     run: Run, engine: AsyncEngine, query: Query, suspected: Suspected
 ) -> None:

@@ -22,6 +22,7 @@ from worker.executor import Executor
 from worker.garbage import settle_heap
 from worker.lag import lag_watched
 from worker.lifeline import hold_on
+from worker.lifespan import opened
 from worker.outcome import OFFER_AGAIN, Released
 from worker.reporting.logs import tell_loop_errors
 from worker.reporting.observer import Observer
@@ -65,10 +66,11 @@ async def serve(app: App, settings: Settings, observer: Observer, channel: socke
     ward = _Ward(executor, observer, lambda frame: writer.write(frames.pack(frame)))
     try:
         with lag_watched():
-            writer.write(frames.pack(frames.Ready()))
-            async for frame in frames.read(reader):
-                ward.hear(frame)
-            await ward.end()
+            async with opened(app.lifespan, observer):
+                writer.write(frames.pack(frames.Ready()))
+                async for frame in frames.read(reader):
+                    ward.hear(frame)
+                await ward.end()
     finally:
         writer.close()
         await availability.close()
