@@ -21,7 +21,7 @@ from worker.handler import AnyHandler, BatchHandler, ChunkedHandler, Handler
 from worker.job import Job
 from worker.ledger import Begun, Identity, Timeouts
 from worker.partitions import Split
-from worker.run import CurrentRun, Tell, current_of, running
+from worker.run import CurrentRun, Tell, current, current_of
 from worker.wire import Message, decode
 
 T = TypeVar("T")
@@ -114,10 +114,11 @@ async def _within_timeout(
 ) -> T:
     timeout, hung = work.handler.timeout, None
     deadline = deadlines.within(guard.owner, timeout.total_seconds())
+    told, guard.is_watching = current.set(tell), True  # a context manager for each takes a microsecond
     try:
-        with running(tell), deadline:
-            with guard:
-                returned = await start()
+        with deadline:
+            returned = await start()
+            guard.is_watching = False
             if session.in_transaction():
                 await flush_all(session)
         if not deadline.has_expired:
@@ -130,6 +131,11 @@ async def _within_timeout(
         if asyncio.current_task() is not guard.owner:  # this coroutine is being closed
             raise
         raise RuntimeError(f"The handler of {work.run.name} raised GeneratorExit, which ends generators.") from error
+    finally:
+        current.reset(told)
+        guard.is_watching = False
+        if guard.misuse is not None:
+            raise guard.misuse
     # The handler may have swallowed it, too.
     raise JobTimeout(f"{work.run.name} ran longer than its timeout of {timeout}; raise it or do less.") from hung
 

@@ -272,8 +272,16 @@ class Worker(arq.worker.Worker):
         if claim.aborted and self.allow_abort_jobs:
             self.aborting_tasks.add(claim.job_id)
         hold = LeaseHold(self, claim, self._engine)
-        times = claim.claimed_ms, claim.due_ms
-        delivery = Delivery(claim.job_id, claim.queue, claim.message, hold, *times, claim.failures, claim.is_suspect)
+        delivery = Delivery(
+            claim.job_id,
+            claim.queue,
+            claim.message,
+            hold,
+            claim.claimed_ms,
+            claim.due_ms,
+            claim.failures,
+            claim.is_suspect,
+        )
         context = copy_context()
         task = self.loop.create_task(self._engine.execute(delivery), context=context)
         self.job_tasks[claim.job_id] = self.tasks[claim.job_id] = task

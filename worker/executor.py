@@ -78,7 +78,8 @@ class Executor:
             except Exception as fault:  # noqa: BLE001 - a fault of the runtime: the job stays, and somebody is told
                 self._observer.fault("executor", fault)
                 settled = Settled(Released("the runtime failed", OFFER_AGAIN))
-            answer_cancellation(task)
+            if task.cancelling():
+                answer_cancellation(task)
             observation.ended(settled.outcome, settled.error)
         if isinstance(message, Unreadable):
             return Report(settled.outcome, None, settled.attempt, started_ms, _now_ms())
@@ -143,8 +144,15 @@ def _now_ms() -> int:
 def subject_of(delivery: Delivery, message: Message | Unreadable) -> Subject:
     """What observers are told of a delivery."""
     latency_ms = max(0, delivery.delivered_ms - delivery.due_ms)
-    identity = delivery.job_id, message.name, delivery.queue, message.enqueued_ms, latency_ms
-    return Subject(*identity, message.headers, message.payload)
+    return Subject(
+        delivery.job_id,
+        message.name,
+        delivery.queue,
+        message.enqueued_ms,
+        latency_ms,
+        message.headers,
+        message.payload,
+    )
 
 
 def identity_of(delivery: Delivery, message: Message | Unreadable) -> ledger.Identity:

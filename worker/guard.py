@@ -25,8 +25,9 @@ class Guard:
     """Whether the transaction that the attempt began is gone."""
     leaves_behind = False
     """Whether its connection has something of it that the next attempt must not find."""
-    _misuse: SessionMisuse | TransactionEnded | None = None
-    _is_watching = False
+    misuse: SessionMisuse | TransactionEnded | None = None
+    is_watching = False
+    """Whether the handler runs. Whoever sets it has to raise the misuse at the end."""
 
     def __init__(self) -> None:
         """The calling task is the one that may use the session. Raises RuntimeError outside of one."""
@@ -49,8 +50,8 @@ class Guard:
 
     def refuse(self, sentence: str) -> NoReturn:
         """Raises SessionMisuse."""
-        self._misuse = SessionMisuse(sentence)
-        raise self._misuse
+        self.misuse = SessionMisuse(sentence)
+        raise self.misuse
 
     def sees(self, statement: str, parameters: Sequence[object] = ()) -> None:
         """Raises TransactionEnded where it ends the transaction while the handler runs.
@@ -58,7 +59,7 @@ class Guard:
         The run may be marked done already, and the handler's work isn't. A rollback on the connection is remembered
         only: a session does that by itself where a flush has failed.
         """
-        if not self._is_watching:
+        if not self.is_watching:
             return
         effect = effect_of(statement)
         if effect is Effect.LEAVES or (effect is Effect.SETS and any(value is False for value in parameters)):
@@ -66,18 +67,18 @@ class Guard:
         elif effect is Effect.ENDS and statement == ROLLBACK:
             self.rolled_back = True
         elif effect is Effect.ENDS:
-            self._misuse = TransactionEnded()
-            raise self._misuse
+            self.misuse = TransactionEnded()
+            raise self.misuse
 
     def __enter__(self) -> Self:
-        self._is_watching = True
+        self.is_watching = True
         return self
 
     def __exit__(self, *_raised: object) -> None:
         """Raises the misuse that happened within, at the latest at the end."""
-        self._is_watching = False
-        if self._misuse is not None:
-            raise self._misuse
+        self.is_watching = False
+        if self.misuse is not None:
+            raise self.misuse
 
 
 class GuardedSession(Session):

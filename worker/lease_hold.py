@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class LeaseHold:
     """A worker's hold on one claim (worker/delivery.py)."""
 
+    __slots__ = ("_claim", "_engine", "_worker")
+
     def __init__(self, worker: "Worker", claim: Claim, engine: Engine) -> None:
         self._worker = worker
         self._claim = claim

@@ -39,16 +39,16 @@ Current: TypeAlias = CurrentRun | tuple[CurrentRun, ...]
 
 Tell: TypeAlias = Callable[[], Current]
 """Tells of the run, or runs, that a handler is called for."""
-_current: ContextVar[Tell] = ContextVar("current_run")
-"""Asked when a handler asks, since most never do."""
+current: ContextVar[Tell] = ContextVar("current_run")
+"""Set while a handler runs. Asked when it asks, since most never do."""
 
 
 def current_run() -> CurrentRun:
     """The run of the calling handler. Raises RuntimeError outside of one, and in a batch handler."""
-    current = _get("current_run")
-    if isinstance(current, tuple):
+    asked = _get("current_run")
+    if isinstance(asked, tuple):
         raise RuntimeError("current_run() was called in a batch handler, which has many; use current_runs().")  # noqa: TRY004 - nothing is wrong with a type
-    return current
+    return asked
 
 
 def current_runs() -> tuple[CurrentRun, ...]:
@@ -56,29 +56,16 @@ def current_runs() -> tuple[CurrentRun, ...]:
 
     Raises RuntimeError outside of a handler.
     """
-    current = _get("current_runs")
-    return current if isinstance(current, tuple) else (current,)
+    asked = _get("current_runs")
+    return asked if isinstance(asked, tuple) else (asked,)
 
 
 def _get(caller: str) -> Current:
     try:
-        tell = _current.get()
+        tell = current.get()
     except LookupError:
         raise RuntimeError(f"{caller}() was called outside a handler; call it in one, or use worker.testing.") from None
     return tell()
-
-
-class running:  # noqa: N801 - it is used as a function, and a generator would cost more than what it does
-    """Make the run that `tell` tells of the current one: a tuple, aligned with the jobs, for a batch handler."""
-
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
-
-    def __enter__(self) -> None:
-        self._token = _current.set(self._tell)
-
-    def __exit__(self, *_raised: object) -> None:
-        _current.reset(self._token)
 
 
 def current_of(run: Identity, begun: Begun) -> CurrentRun:

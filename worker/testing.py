@@ -31,7 +31,7 @@ from worker.outcome import Outcome, Released
 from worker.progress import key_behind
 from worker.rehearsing import held_to_rules
 from worker.reporting.observer import Observers
-from worker.run import CurrentRun, running
+from worker.run import CurrentRun, current
 from worker.stored import as_jsonb
 from worker.wire import Message, decode, restamp
 
@@ -59,7 +59,8 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
     # What a handler keeps for its run (rejected rows) refers to it.
     identity = {"id": run.job_id, "enqueued_ms": run.enqueued_ms, "name": run.name, "queue": run.queue}
     await session.execute(insert(Run).values(**identity, status="waiting", from_outbox=False))
-    with running(lambda: (run,) if isinstance(handler, BatchHandler) else run):
+    told = current.set(lambda: (run,) if isinstance(handler, BatchHandler) else run)
+    try:
         if not isinstance(handler, ChunkedHandler):
             async with held_to_rules(session):
                 if isinstance(handler, BatchHandler):
@@ -72,6 +73,8 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
             return await _run_chunks(job, handler, session, memory)
         finally:
             memory.forget()
+    finally:
+        current.reset(told)
 
 
 async def _run_chunks(job: J, handler: ChunkedHandler[J, Any], session: AsyncSession, memory: Memory) -> JsonValue:

@@ -23,6 +23,7 @@ from worker.outcome import Completed
 from worker.shield import to_its_end
 from worker.stored import as_jsonb
 
+NOTHING = Completed()
 WORK = "ratchet_work"
 """Where a session's job is found, in its info."""
 
@@ -68,11 +69,12 @@ class UnkeptTransactor:
         """
         guard, failures = Guard(), work.delivery.failures
         begun = ledger.Begun(failures, None, transaction="")
-        on_begun(begun.seen)
+        on_begun(ledger.Seen(failures))
         engine = self._engines[work.handler.isolation]
         session = LazySession(UnkeptSession, bind=engine, info={GUARD: guard, WORK: work})
         try:
-            result = as_jsonb(await call(work, begun, session, guard, self._deadlines), "result")
+            returned = await call(work, begun, session, guard, self._deadlines)
+            result = as_jsonb(returned, "result")
             if session.in_transaction():
                 await fate_of(_commit(session, guard))
         finally:
@@ -83,7 +85,7 @@ class UnkeptTransactor:
         if work.run.from_outbox:
             with in_ledger():
                 await to_its_end(self._close(work.run))
-        return Completed(from_json(result))
+        return NOTHING if returned is None else Completed(from_json(result))
 
     async def _close(self, run: ledger.Identity) -> None:
         async with self._engine.begin() as connection:

@@ -3,8 +3,8 @@
 import logging
 import re
 import time
-from functools import cached_property
-from typing import Any, Self, assert_never
+from collections.abc import Mapping
+from typing import Any, Self
 
 import sentry_sdk
 import structlog
@@ -18,6 +18,12 @@ from worker.reporting.tracebacks import error_name
 
 MAX_SHOWN = 2_000
 """Bytes of a payload, where payloads are logged."""
+LEVELS: Mapping[type[Outcome], int] = {
+    Released: logging.DEBUG,
+    **dict.fromkeys((Completed, Duplicate, Yielded, Snoozed, Cancelled), logging.INFO),
+    Retrying: logging.WARNING,
+    Dead: logging.ERROR,
+}
 TRACE_ID = re.compile(r"[0-9a-f]{32}(?=-)")
 
 
@@ -46,11 +52,14 @@ class LogObserver:
 
 
 class _LogObservation:
+    __slots__ = ("_attempt", "_log", "_payloads", "_started", "_subject", "_token", "_trace")
+
     def __init__(self, log: Any, subject: Subject, *, payloads: bool) -> None:
         self._log = log
         self._subject = subject
         self._payloads = payloads
         self._attempt = 0
+        self._trace: dict[str, object] | None = None
         self._started = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -63,19 +72,17 @@ class _LogObservation:
     def begun(self, attempt: int) -> None:
         self._attempt = attempt
 
-    @cached_property
-    def _trace(self) -> dict[str, object]:
-        trace_id = _trace_id(self._subject)
-        return {"trace_id": trace_id} if trace_id else {}
-
     def bound(self) -> dict[str, object]:
         """What each line of the attempt carries."""
         attempt = {"attempt": self._attempt} if self._attempt else {}
         subject = self._subject
+        if self._trace is None:
+            trace_id = _trace_id(subject)
+            self._trace = {"trace_id": trace_id} if trace_id else {}
         return {"job": subject.name, "job_id": subject.job_id, "queue": subject.queue, **attempt, **self._trace}
 
     def ended(self, outcome: Outcome, error: BaseException | None) -> None:
-        level = _level(outcome)
+        level = LEVELS[type(outcome)]
         if not self._log.is_enabled_for(level):
             return
         fields: dict[str, object] = {
@@ -90,20 +97,6 @@ class _LogObservation:
         if self._payloads:
             fields["payload"] = self._subject.payload[:MAX_SHOWN].decode("utf-8", "replace")
         self._log.log(level, type(outcome).__name__.lower(), **fields)
-
-
-def _level(outcome: Outcome) -> int:
-    match outcome:
-        case Completed() | Duplicate() | Yielded() | Snoozed() | Cancelled():
-            return logging.INFO
-        case Released():
-            return logging.DEBUG
-        case Retrying():
-            return logging.WARNING
-        case Dead():
-            return logging.ERROR
-        case _:
-            assert_never(outcome)
 
 
 def _particulars(outcome: Outcome) -> dict[str, object]:
