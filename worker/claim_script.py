@@ -9,6 +9,8 @@ STEP = 16
 """Messages that are read at once, so that at most so many large ones are read in vain."""
 SUSPECT_WAITS_MS = 1_000
 """When a suspect that a limit keeps from starting is looked at again."""
+LIMIT_STAYS_MS = 30_000
+"""How long what a limit has parked is left to who knows that limit, and tells of it with each claim that meets it."""
 OTHERS_FIRST_MS = 1_000
 """For which a job that was put back since its function isn't known is left to others. Stock arq looks each 500 ms."""
 
@@ -31,11 +33,12 @@ OTHERS_FIRST_MS = 1_000
 #
 # A Redis at its maxmemory refuses what may need more, in a script up to its first write. So the first is one that needs
 # none, here, where jobs are settled, and where leases are renewed: or what lies in a full Redis could never leave it.
-CLAIM = """
+CLAIM = (
+    """
 redis.call('DEL', 'ratchet:room')
 local want, lease, token, limit = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local page, pages, step, idle_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
-local may_expire = ARGV[9] == '1'
+local may_expire, known = ARGV[9] == '1', ARGV[10]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ids, scores, messages, failures, aborted, limited, suspects = {}, {}, {}, {}, {}, {}, {}
@@ -44,7 +47,7 @@ local parked, parked_bytes, waiting, unparked = 0, 0, {}, {}
 local are_aborts = redis.pcall('ZCARD', 'arq:abort') ~= 0
 
 local gates, gate_of_name = {}, {}
-for i = 10 + #KEYS, #ARGV, 5 do
+for i = 11 + #KEYS, #ARGV, 5 do
     local name, key, max, count, per = unpack(ARGV, i, i + 4)
     gates[key] = gates[key] or {key = key, max = tonumber(max), count = tonumber(count), per = tonumber(per)}
     gate_of_name[name] = gates[key]
@@ -110,6 +113,13 @@ local function gate_for(message)
     return gate_of_name[name or '']
 end
 
+-- A pause says nothing: with its end whoever looks next may have what it held back.
+local function tell_of(gate)
+    if gate.max == 0 or gate.is_told then return end
+    redis.call('SET', 'ratchet:limit:' .. gate.key, 1, 'PX', LIMIT_STAYS_MS)
+    gate.is_told = true
+end
+
 local function parking(queue, key)
     return 'ratchet:parked:' .. queue .. '/' .. key
 end
@@ -121,6 +131,7 @@ local function park(queue, source, gate, id, score, message)
     redis.call('ZREM', 'ratchet:leases:' .. queue, id)
     redis.call('ZADD', parking(queue, gate.key), 'NX', score, id)
     redis.call('SADD', 'ratchet:parked:' .. queue, gate.key)
+    tell_of(gate)
     waiting[gate.key], parked_bytes = gate, parked_bytes + size
     -- What another's gate had parked stood in nobody's way.
     if source == queue and not unparked[id] then parked = parked + 1 end
@@ -250,7 +261,9 @@ local function take_parked(queue, key, gate)
 end
 
 -- What was parked under a name that this worker has no gate for goes back to its place in the queue: it may be of a job
--- that has no limit any more, or of one that this worker doesn't know and that must not come before all others.
+-- that has no limit any more, or of one that this worker doesn't know and that must not come before all others. The
+-- latter only where nobody tells of a limit: this worker would take it, and put it back for seconds, again and again,
+-- and who knows the job would find nothing to start.
 local function unpark(queue, key)
     local source = parking(queue, key)
     local found, scored = in_pairs(redis.call('ZRANGE', source, 0, page - 1, 'WITHSCORES'))
@@ -262,9 +275,18 @@ local function unpark(queue, key)
     if #found < page then redis.call('SREM', 'ratchet:parked:' .. queue, key) else more = true end
 end
 
+local function is_known(name)
+    return string.find(known, ' ' .. name .. ' ', 1, true) ~= nil
+end
+
 local function look_at_parked(queue)
     for _, key in ipairs(redis.call('SMEMBERS', 'ratchet:parked:' .. queue)) do
-        if gates[key] then take_parked(queue, key, gates[key]) else unpark(queue, key) end
+        if gates[key] then
+            tell_of(gates[key])
+            take_parked(queue, key, gates[key])
+        elseif is_known(key) or redis.call('EXISTS', 'ratchet:limit:' .. key) == 0 then
+            unpark(queue, key)
+        end
     end
 end
 
@@ -289,7 +311,7 @@ for i, queue in ipairs(KEYS) do
     local before, is_queue = #ids, type(redis.pcall('ZCARD', queue)) == 'number'
     if is_queue and not full then take_expired(queue) end
     if is_queue and not full and has_parked then look_at_parked(queue) end
-    passed[i] = is_queue and not full and take_due(queue, tonumber(ARGV[9 + i])) or 0
+    passed[i] = is_queue and not full and take_due(queue, tonumber(ARGV[10 + i])) or 0
     counts[i] = #ids - before
 end
 
@@ -310,4 +332,7 @@ return {
     now, parked, (full or more) and 1 or 0, reopens, are_aborts and 1 or 0, passed, counts,
     ids, scores, messages, failures, aborted, limited, suspects
 }
-""".replace("SUSPECT_WAITS_MS", str(SUSPECT_WAITS_MS)).replace("OTHERS_FIRST_MS", str(OTHERS_FIRST_MS))
+""".replace("SUSPECT_WAITS_MS", str(SUSPECT_WAITS_MS))
+    .replace("LIMIT_STAYS_MS", str(LIMIT_STAYS_MS))
+    .replace("OTHERS_FIRST_MS", str(OTHERS_FIRST_MS))
+)

@@ -139,7 +139,7 @@ class Claims:
     async def _take(self, queues: Sequence[str], want: int, token: str, along: Along | None) -> tuple[int, list[Claim]]:
         args = [want, self._lease_ms, token, MAX_MESSAGE_BYTES, PAGE, PAGES, STEP, self._idle_ms, int(self._may_expire)]
         behind = [self._passed.get(queue, 0) for queue in queues]
-        claim = scripts.Call(_CLAIM, queues, [*args, *behind, *self._limits.arguments()])
+        claim = scripts.Call(_CLAIM, queues, [*args, self._limits.known, *behind, *self._limits.arguments()])
         told: Any = await (scripts.run(self._redis, claim) if along is None else self._with(along, claim))
         now, parked, full, self._reopens_ms, self.are_aborts, passed, counts, *columns = told
         self._heads = {}

@@ -63,8 +63,10 @@ class Limits:
     """The limits of an app's handlers, and what is paused at the moment."""
 
     def __init__(self, gates: Mapping[str, Gate] = MappingProxyType({})) -> None:
-        """`gates`: by the names that messages may carry."""
+        """`gates`: by the names that messages may carry, of all jobs that are known."""
         self._gates = gates
+        self.known = f" {' '.join(gates)} "
+        """All these names, each between blanks, for the claim script."""
         self._paused = Paused()
         self._arguments = self._made()
 

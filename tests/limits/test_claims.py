@@ -14,6 +14,7 @@ from tests.consumer.jobs import Ping, Pong
 from tests.support.waiting import wait_until
 from worker.cancel import cancel
 from worker.claim import Claim
+from worker.claim_script import LIMIT_STAYS_MS
 from worker.claims import Claims
 from worker.endings import Finish, PutBack
 from worker.job import Job
@@ -259,7 +260,7 @@ async def test_an_alias_shares_the_limit_however_the_message_is_written(redis: R
 async def test_who_knows_no_limit_any_more_takes_what_was_parked(redis: Redis, worker: Made) -> None:
     sent = await pings(redis, 4)
     assert len(await worker(max_concurrent=1).take([QUEUE], 9, "before the deploy")) == 1
-    later = Claims(redis, LEASE)
+    later = Claims(redis, LEASE, Limits({"ping": Gate("ping")}))
     assert ids(await later.take([QUEUE], 2, "after it")) == sorted(sent)[1:3]
     assert ids(await later.take([QUEUE], 2, "after it")) == sorted(sent)[3:]
     assert await redis.keys("ratchet:parked:*") == []
@@ -292,6 +293,26 @@ async def test_who_doesnt_know_a_job_comes_to_its_own_before_those_that_others_h
             await newer.settle([PutBack(claim)])
     assert await redis.zcard(PARKED) > 240
     assert ids(await older.take([QUEUE], 1, "older")) == ["own"]
+    await empty(redis)
+
+
+async def test_what_a_limit_parked_is_left_to_who_knows_it_for_as_long_as_that_one_tells(
+    redis: Redis, worker: Made
+) -> None:
+    """Another app's worker on the same queue would take it, and put it back for some seconds, time and again."""
+    sent = await pings(redis, 3)
+    knows, other = worker(max_concurrent=1), Claims(redis, LEASE, Limits({"pong": Gate("pong")}))
+    [running] = await knows.take([QUEUE], 9, "knows")
+    assert await other.take([QUEUE], 9, "other") == []
+    assert await redis.zcard(PARKED) == 2
+    await redis.delete("ratchet:limit:ping")
+    assert await knows.take([QUEUE], 9, "knows") == [], "which tells of it again"
+    assert await other.take([QUEUE], 9, "other") == []
+    assert 0 < await redis.pttl("ratchet:limit:ping") <= LIMIT_STAYS_MS
+    await knows.settle([Finish(running)])
+    assert ids(await knows.take([QUEUE], 9, "knows")) == sent[1:2]
+    await redis.delete("ratchet:limit:ping")  # as when its last worker is gone
+    assert ids(await other.take([QUEUE], 9, "other")) == sent[2:]
     await empty(redis)
 
 

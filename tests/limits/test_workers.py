@@ -11,9 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.conftest import StartWorker
 from tests.consumer.conftest import Burst, Effects, Logged, Work
-from tests.consumer.jobs import PING, Gate, Ping, calling
+from tests.consumer.jobs import PING, Gate, Ping, Pong, calling
 from tests.limits.app import GATE
 from tests.support.waiting import wait_until
+from worker.handler import Handler
 from worker.limits import Rate
 from worker.outbox import enqueue
 from worker.outbox import enqueue_many as enqueue_all
@@ -38,6 +39,10 @@ async def are_parked(redis: ArqRedis, count: int) -> None:
         return bool(await redis.zcard(PARKED) == count)
 
     await wait_until(so_many)
+
+
+async def answer_nothing(_job: Pong, _session: AsyncSession) -> None:
+    """Do nothing."""
 
 
 async def is_heard(logged: Logged) -> None:
@@ -96,6 +101,24 @@ async def test_a_rate_is_one_for_all_workers(arq: ArqRedis, burst: Burst, effect
     assert len(await effects()) == 3
     await are_parked(arq, 2)
     await arq.flushall()
+
+
+async def test_a_worker_of_another_app_leaves_alone_what_a_limit_holds_back(
+    arq: ArqRedis, work: Work, effects: Effects
+) -> None:
+    """It would put back each for some seconds, in which who knows the job has nothing to start."""
+    gate = Gate()
+    ids = await Queue(arq).enqueue_many(Ping(n=n) for n in range(10))
+    async with work(calling(gate, max_concurrent=1)):
+        await gate.reached.wait()
+        await are_parked(arq, 9)
+        async with work(Handler(Pong, answer_nothing), queues=(QUEUE, "other")) as other:
+            for turn in range(3):
+                await Queue(arq, "other").enqueue(Pong(), job_id=f"other-{turn}")
+                await other.outcome(f"other-{turn}")
+            await are_parked(arq, 9)
+            gate.opened.set()
+            await are_done(effects, ids)
 
 
 async def test_parked_jobs_outlive_the_worker_and_run_when_the_limit_is_gone(
