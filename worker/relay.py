@@ -71,6 +71,8 @@ class Relay:
         self._refused: dict[int, str] = {}
         """Rows (key and id) that Redis won't have yet, of a pass that isn't at its end."""
         self._has_trouble = False
+        self.is_settling = False
+        """Whether there is something to send again, once living workers have had their time after a wipe."""
         self._log = structlog.get_logger("worker.relay")
 
     def wake(self) -> None:
@@ -132,7 +134,8 @@ class Relay:
         self._waiting = backlog.waiting.union(refused.values())
         if backlog.coalescing:
             batches.append(await self._pusher.send_coalescing(epoch.number, skip))
-        if backlog.again and epoch.has_settled(self._intervals.settle):
+        self.is_settling = backlog.again and not epoch.has_settled(self._intervals.settle)
+        if backlog.again and not self.is_settling:
             batches.append(await self._pusher.send_again(epoch.number, skip))
         return batches
 

@@ -192,9 +192,9 @@ def _worker(app: App, settings: Settings, redis: ArqRedis, engine: Engine, *, bu
 
 
 async def _refill(parts: Services) -> bool:
-    """Whether there may be more to do: the relay sent something, or PostgreSQL is away."""
+    """Whether there may be more to do: the relay sent something, or waits to send again, or PostgreSQL is away."""
     try:
-        return await parts.relay.drain() > 0
+        return await parts.relay.drain() > 0 or parts.relay.is_settling
     except (DBAPIError, DatabaseAway) as error:
         if not is_lost_connection(error):
             raise

@@ -72,3 +72,20 @@ async def test_a_server_that_goes_away_while_it_looks_for_more_does_not_end_it(
     await session.commit()
     await burst(PING)
     assert await effects() == [job_id]
+
+
+async def test_after_a_wipe_of_redis_it_does_what_is_sent_again(
+    arq: ArqRedis, session: AsyncSession, burst: Burst, effects: Effects
+) -> None:
+    """Where each burst finds a new Redis, it would end before the relay has sent anything again, each time."""
+
+    async def nothing(_job: Pong, _session: AsyncSession) -> None:
+        """Only another app's burst sends it, and leaves it."""
+
+    job_id = enqueue(session, Ping())
+    await session.commit()
+    await burst(Handler(Pong, nothing))
+    assert await arq.exists(f"arq:job:{job_id}")
+    await arq.flushall()
+    await burst(PING)
+    assert await effects() == [job_id]
