@@ -3,6 +3,8 @@
 What can be asked or told of many jobs at once is, since each redis.call costs a microsecond.
 """
 
+from worker.lease import RENEWALS_PER_LEASE
+
 PAGE, PAGES = 100, 20
 """A claim looks past so many jobs of a queue that somebody else holds, in so many steps; the next goes on behind."""
 STEP = 16
@@ -11,6 +13,8 @@ SUSPECT_WAITS_MS = 1_000
 """When a suspect that a limit keeps from starting is looked at again."""
 LIMIT_STAYS_MS = 30_000
 """How long what a limit has parked is left to who knows that limit, and tells of it with each claim that meets it."""
+SETTLES_MS = 1_000
+"""Beyond a renewal: after a wipe jobs whose number is limited wait for so long."""
 OTHERS_FIRST_MS = 1_000
 """For which a job that was put back since its function isn't known is left to others. Stock arq looks each 500 ms."""
 
@@ -38,7 +42,7 @@ CLAIM = (
 redis.call('DEL', 'ratchet:room')
 local want, lease, token, limit = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local page, pages, step, idle_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
-local may_expire, known = ARGV[9] == '1', ARGV[10]
+local may_expire, known, seen = ARGV[9] == '1', ARGV[10], ARGV[11]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ids, scores, messages, failures, aborted, limited, suspects = {}, {}, {}, {}, {}, {}, {}
@@ -47,10 +51,27 @@ local parked, parked_bytes, waiting, unparked = 0, 0, {}, {}
 local are_aborts = redis.pcall('ZCARD', 'arq:abort') ~= 0
 
 local gates, gate_of_name = {}, {}
-for i = 11 + #KEYS, #ARGV, 5 do
+for i = 12 + #KEYS, #ARGV, 5 do
     local name, key, max, count, per = unpack(ARGV, i, i + 4)
     gates[key] = gates[key] or {key = key, max = tonumber(max), count = tonumber(count), per = tonumber(per)}
     gate_of_name[name] = gates[key]
+end
+
+-- A wipe takes permits away, and workers restore those of what they run with their next renewal. Until then nobody
+-- knows what runs, so no job starts whose number is limited. A wipe is known by a mark that is another than this worker
+-- has seen; who has just started has seen none.
+local since, opens_at = '', 0
+local function look_for_wipe()
+    local mark = redis.call('GET', 'ratchet:since') or ''
+    local made, wiped = string.match(mark, '^(%d+)(w?)$')
+    since = made or tostring(now)
+    if seen ~= '' and seen ~= since then wiped = 'w' end
+    if mark ~= since .. (wiped or '') then redis.call('SET', 'ratchet:since', since .. (wiped or '')) end
+    if wiped == 'w' then opens_at = since + lease / RENEWALS_PER_LEASE + SETTLES_MS end
+end
+
+for _, gate in pairs(gates) do
+    if gate.max and since == '' then look_for_wipe() end
 end
 
 -- How many jobs may start now: as many as there are permits, and as the rate has left. One of them may be a suspect's.
@@ -62,7 +83,7 @@ local function room(gate, suspect)
             local permits = 'ratchet:permits:' .. gate.key
             -- Not in the millisecond in which it ends: the in-progress key still stands, and another job would get it.
             redis.call('ZREMRANGEBYSCORE', permits, '-inf', '(' .. now)
-            gate.permits = gate.max - redis.call('ZCARD', permits)
+            gate.permits = now < opens_at and 0 or gate.max - redis.call('ZCARD', permits)
         end
         if gate.count then
             local starts = 'ratchet:rate:' .. gate.key
@@ -99,6 +120,7 @@ local function opens(gate)
     if gate.permits <= 0 then
         local first = redis.call('ZRANGE', 'ratchet:permits:' .. gate.key, 0, 0, 'WITHSCORES')
         at = math.max(at, tonumber(first[2] or 0) + 1)
+        if now < opens_at then at = math.ceil(opens_at) end
     end
     return at
 end
@@ -311,7 +333,7 @@ for i, queue in ipairs(KEYS) do
     local before, is_queue = #ids, type(redis.pcall('ZCARD', queue)) == 'number'
     if is_queue and not full then take_expired(queue) end
     if is_queue and not full and has_parked then look_at_parked(queue) end
-    passed[i] = is_queue and not full and take_due(queue, tonumber(ARGV[10 + i])) or 0
+    passed[i] = is_queue and not full and take_due(queue, tonumber(ARGV[11 + i])) or 0
     counts[i] = #ids - before
 end
 
@@ -329,10 +351,12 @@ if not full and not more then
     end
 end
 return {
-    now, parked, (full or more) and 1 or 0, reopens, are_aborts and 1 or 0, passed, counts,
+    now, parked, (full or more) and 1 or 0, reopens, are_aborts and 1 or 0, since, passed, counts,
     ids, scores, messages, failures, aborted, limited, suspects
 }
 """.replace("SUSPECT_WAITS_MS", str(SUSPECT_WAITS_MS))
     .replace("LIMIT_STAYS_MS", str(LIMIT_STAYS_MS))
     .replace("OTHERS_FIRST_MS", str(OTHERS_FIRST_MS))
+    .replace("SETTLES_MS", str(SETTLES_MS))
+    .replace("RENEWALS_PER_LEASE", str(RENEWALS_PER_LEASE))
 )

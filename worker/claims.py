@@ -65,6 +65,8 @@ class Claims:
         self._log = structlog.get_logger("worker.claims")
         self._reopens_ms: int | None = None
         """When what is parked may start, as far as the last claim could tell."""
+        self._since: bytes | str = ""
+        """The mark by which a claim knows that Redis was wiped since the last one that asked for limits."""
         self.has_more = False
         """Whether the last claim stopped before the end of what is due: it was full, or its messages were large."""
         self.are_aborts = True
@@ -139,9 +141,11 @@ class Claims:
     async def _take(self, queues: Sequence[str], want: int, token: str, along: Along | None) -> tuple[int, list[Claim]]:
         args = [want, self._lease_ms, token, MAX_MESSAGE_BYTES, PAGE, PAGES, STEP, self._idle_ms, int(self._may_expire)]
         behind = [self._passed.get(queue, 0) for queue in queues]
-        claim = scripts.Call(_CLAIM, queues, [*args, self._limits.known, *behind, *self._limits.arguments()])
+        limits = self._limits.known, self._since, *behind, *self._limits.arguments()
+        claim = scripts.Call(_CLAIM, queues, [*args, *limits])
         told: Any = await (scripts.run(self._redis, claim) if along is None else self._with(along, claim))
-        now, parked, full, self._reopens_ms, self.are_aborts, passed, counts, *columns = told
+        now, parked, full, self._reopens_ms, self.are_aborts, since, passed, counts, *columns = told
+        self._since = since or self._since
         self._heads = {}
         self._clock = Clock(now, time.monotonic())
         self.has_more = full == 1

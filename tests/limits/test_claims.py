@@ -14,7 +14,7 @@ from tests.consumer.jobs import Ping, Pong
 from tests.support.waiting import wait_until
 from worker.cancel import cancel
 from worker.claim import Claim
-from worker.claim_script import LIMIT_STAYS_MS
+from worker.claim_script import LIMIT_STAYS_MS, SETTLES_MS
 from worker.claims import Claims
 from worker.endings import Finish, PutBack
 from worker.job import Job
@@ -175,6 +175,29 @@ async def test_a_permit_that_is_given_back_wakes_who_found_none(redis: Redis, wo
     assert await redis.exists(f"{IDLE_KEY}/ping") == 1
     await claims.settle([Finish(claim)])
     assert await redis.exists(f"{IDLE_KEY}/ping") == 0
+    await empty(redis)
+
+
+async def test_after_a_wipe_nothing_that_is_limited_starts_until_living_workers_have_restored_their_permits(
+    redis: Redis, worker: Made
+) -> None:
+    one, other = (worker(lease=timedelta(milliseconds=300), max_concurrent=1) for _ in range(2))
+    await pings(redis, 1)
+    assert len(await one.take([QUEUE], 9, "one")) == 1
+    assert await other.take([QUEUE], 9, "other") == []
+    await empty(redis)
+    sent = await pings(redis, 1)
+    await put(redis, ("free", Pong()))
+    assert ids(await other.take([QUEUE], 9, "other")) == ["free"]
+    assert await worker(max_concurrent=1).take([QUEUE], 9, "new") == [], "which is told of the wipe by the other"
+    opens = await other.look([QUEUE])
+    assert opens is not None
+    assert 0 < opens <= 100 + SETTLES_MS
+
+    async def starts() -> bool:
+        return ids(await other.take([QUEUE], 9, "other")) == sent
+
+    await wait_until(starts)
     await empty(redis)
 
 

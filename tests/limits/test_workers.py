@@ -94,6 +94,30 @@ async def test_a_worker_that_is_killed_leaks_no_permit(
     assert await arq.zcard("ratchet:permits:ping") == 0
 
 
+async def test_a_wipe_of_redis_lets_no_more_run_at_once_than_the_limit(
+    arq: ArqRedis, work: Work, effects: Effects
+) -> None:
+    gate, running, most = Gate(), 0, 0
+
+    async def count() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await gate()
+        running -= 1
+
+    async with work(calling(count, max_concurrent=1)) as worker:
+        await Queue(arq).enqueue(Ping(), job_id="first")
+        await gate.reached.wait()
+        await arq.flushall()
+        await Queue(arq).enqueue(Ping(), job_id="second")
+        await are_parked(arq, 1)
+        gate.opened.set()
+        await worker.outcome("second")
+    assert await effects() == ["first", "second"]
+    assert most == 1
+
+
 async def test_a_rate_is_one_for_all_workers(arq: ArqRedis, burst: Burst, effects: Effects) -> None:
     limited = calling(lambda: None, rate=Rate(3, HOUR))
     await Queue(arq).enqueue_many(Ping(n=n) for n in range(5))

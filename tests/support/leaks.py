@@ -15,7 +15,7 @@ from worker.dev import EmbeddedPostgres
 GRACE = 2.0  # s
 
 # Keys that may live without a TTL. Sorted sets are queues: they hold ids by due time.
-LASTING_KEYS = ("ratchet:relay:*", "ratchet:leases:*", "ratchet:parked:*")
+LASTING_KEYS = ("ratchet:relay:*", "ratchet:leases:*", "ratchet:parked:*", "ratchet:since")
 
 
 async def task_leaks() -> list[str]:
