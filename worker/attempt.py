@@ -44,6 +44,8 @@ class Settled:
     attempt: int = 1
     adopted: bool = False
     """Whether a job that came straight from Redis has an outbox row now."""
+    has_begun: bool = True
+    """False: the handler wasn't called."""
 
 
 class Crew:
@@ -63,6 +65,7 @@ class Attempt:
 
     _seen: ledger.Seen | None = None
     """What the last transaction saw of the run when it began."""
+    _has_begun = False
     _retries = 0
     _fate_unknown = False
     _turn_began = math.inf
@@ -113,7 +116,7 @@ class Attempt:
         return transactor.carry_out(self._work, self._begun)
 
     def _begun(self, seen: ledger.Seen) -> None:
-        self._seen = seen
+        self._seen, self._has_begun = seen, True
         self._observation.begun(seen.failures + 1)
 
     async def _read(self, done: Done) -> Outcome | None:
@@ -199,7 +202,8 @@ class Attempt:
     def _settled(self, outcome: Outcome, error: BaseException | None = None) -> Settled:
         failures = self._seen.failures if self._seen else 0
         has_row = self._work.run.from_outbox or isinstance(outcome, WAITING)
-        return Settled(outcome, error, failures + 1, adopted=self._was_direct and has_row)
+        adopted = self._was_direct and has_row
+        return Settled(outcome, error, failures + 1, adopted=adopted, has_begun=self._has_begun)
 
 
 ABORTED = cancelled(Cancelled("aborted"))

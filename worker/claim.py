@@ -29,6 +29,8 @@ class Claim:
     """The name whose permit it holds, where that is limited."""
     is_suspect: bool = False
     """It is taken from a lease that ran out, so the process that had it may have died of it."""
+    rated: str = ""
+    """The name whose rate counts it, where that has one."""
     is_restored: bool = False
     """Its in-progress key was gone for a while: there may be another job of its id by now."""
 

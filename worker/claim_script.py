@@ -10,7 +10,7 @@ PAGE, PAGES = 100, 20
 STEP = 16
 """Messages that are read at once, so that at most so many large ones are read in vain."""
 SUSPECT_WAITS_MS = 1_000
-"""When a suspect that a limit keeps from starting is looked at again."""
+"""When a suspect, or a job that has its start, is looked at again where a limit keeps it from going on."""
 LIMIT_STAYS_MS = 30_000
 """How long what a limit has parked is left to who knows that limit, and tells of it with each claim that meets it."""
 SETTLES_MS = 1_000
@@ -32,7 +32,8 @@ OTHERS_FIRST_MS = 1_000
 #
 # A job that its name's limit keeps from starting is parked: moved out of the queue, with its score, so that no claim
 # meets it again before it may start. A suspect isn't, since only its place in `ratchet:leases` says that it is one: it
-# waits for a second, and a place is kept for it meanwhile, or what is parked would always be quicker.
+# waits for a second, and a place is kept for it meanwhile, or what is parked would always be quicker. Nor is one that
+# has its start, which would wait there for another.
 # What is asked of limits comes as `worker.limits.Gate.arguments`.
 #
 # A Redis at its maxmemory refuses what may need more, in a script up to its first write. So the first is one that needs
@@ -45,7 +46,7 @@ local page, pages, step, idle_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumbe
 local may_expire, known, seen = ARGV[9] == '1', ARGV[10], ARGV[11]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local ids, scores, messages, failures, aborted, limited, suspects = {}, {}, {}, {}, {}, {}, {}
+local ids, scores, messages, failures, aborted, limited, suspects, rated = {}, {}, {}, {}, {}, {}, {}, {}
 local counts, passed, bytes, full, more = {}, {}, 0, false, false
 local parked, parked_bytes, waiting, unparked = 0, 0, {}, {}
 local are_aborts = redis.pcall('ZCARD', 'arq:abort') ~= 0
@@ -75,7 +76,8 @@ for _, gate in pairs(gates) do
 end
 
 -- How many jobs may start now: as many as there are permits, and as the rate has left. One of them may be a suspect's.
-local function room(gate, suspect)
+-- Who `goes_on` has its start.
+local function room(gate, suspect, goes_on)
     if not gate.permits then
         gate.permits, gate.tokens = want, want
         gate.kept = redis.call('EXISTS', 'ratchet:kept:' .. gate.key)
@@ -92,14 +94,26 @@ local function room(gate, suspect)
             gate.tokens = gate.count - redis.call('ZCARD', starts)
         end
     end
-    return math.min(gate.permits, gate.tokens) - (suspect and 0 or gate.kept)
+    return math.min(gate.permits, goes_on and want or gate.tokens) - (suspect and 0 or gate.kept)
 end
 
-local function start(gate, id, suspect)
-    gate.permits, gate.tokens = gate.permits - 1, gate.tokens - 1
+-- When a job started that goes on, or that was put back before it had begun (worker/settle_script.py).
+local function started_at(gate, id)
+    if not gate or not gate.count then return nil end
+    room(gate)  -- which forgets what a rate counts no more
+    return redis.call('ZSCORE', 'ratchet:rate:' .. gate.key, id .. '/') or nil
+end
+
+local function start(gate, id, suspect, started)
+    gate.permits = gate.permits - 1
     if gate.max then redis.call('ZADD', 'ratchet:permits:' .. gate.key, now + lease, id) end
+    if started then
+        redis.call('ZREM', 'ratchet:rate:' .. gate.key, id .. '/')
+    else
+        gate.tokens = gate.tokens - 1
+    end
     if gate.count then
-        redis.call('ZADD', 'ratchet:rate:' .. gate.key, now, id .. '/' .. token)
+        redis.call('ZADD', 'ratchet:rate:' .. gate.key, started or now, id .. '/' .. token)
         redis.call('PEXPIRE', 'ratchet:rate:' .. gate.key, math.ceil(gate.per) + 1)
     end
     if suspect and gate.kept > 0 then
@@ -160,11 +174,14 @@ local function park(queue, source, gate, id, score, message)
     full = parked_bytes > 8 * limit
 end
 
-local function postpone(queue, gate, id)
+local function postpone(queue, gate, id, suspect)
     redis.call('ZADD', queue, now + SUSPECT_WAITS_MS, id)
-    redis.call('ZADD', 'ratchet:leases:' .. queue, now + SUSPECT_WAITS_MS, id)
-    redis.call('SET', 'ratchet:kept:' .. gate.key, 1, 'PX', 2 * SUSPECT_WAITS_MS)
-    waiting[gate.key], parked, gate.kept = gate, parked + 1, 1
+    if suspect then
+        redis.call('ZADD', 'ratchet:leases:' .. queue, now + SUSPECT_WAITS_MS, id)
+        redis.call('SET', 'ratchet:kept:' .. gate.key, 1, 'PX', 2 * SUSPECT_WAITS_MS)
+        gate.kept = 1
+    end
+    waiting[gate.key], parked = gate, parked + 1
 end
 
 -- Who puts back a job that it can't run gives it half a millisecond, which no time has else. Workers that wake when it
@@ -192,20 +209,22 @@ local function choose(queue, source, free, scored, suspect)
         for i = at, math.min(#free, at + step - 1, at + want - #ids - 1) do part[#part + 1] = free[i] end
         for i, message in ipairs(texts('arq:job:', part)) do
             local size, gate = message and #message or 0, gate_for(message)
+            local started = started_at(gate, part[i])
             if source ~= queue and not message then
                 redis.call('ZREM', source, part[i])
-            elseif gate and room(gate, suspect) <= 0 and suspect then
-                postpone(queue, gate, part[i])
-            elseif gate and room(gate, suspect) <= 0 then
+            elseif gate and room(gate, suspect, started) <= 0 and (suspect or started) then
+                postpone(queue, gate, part[i], suspect)
+            elseif gate and room(gate, suspect, started) <= 0 then
                 park(queue, source, gate, part[i], scored[at], message)
             else
                 full = #ids > 0 and bytes + size > limit
                 if full then break end
-                if gate then start(gate, part[i], suspect) end
+                if gate then start(gate, part[i], suspect, started) end
                 bytes = bytes + size
                 chosen[#chosen + 1] = part[i]
                 ids[#ids + 1], scores[#ids + 1], messages[#ids + 1] = part[i], scored[at], message
                 limited[#ids] = gate and gate.max and gate.key or ''
+                rated[#ids] = gate and gate.count and gate.key or ''
             end
             at = at + 1
             if full then break end
@@ -352,7 +371,7 @@ if not full and not more then
 end
 return {
     now, parked, (full or more) and 1 or 0, reopens, are_aborts and 1 or 0, since, passed, counts,
-    ids, scores, messages, failures, aborted, limited, suspects
+    ids, scores, messages, failures, aborted, limited, suspects, rated
 }
 """.replace("SUSPECT_WAITS_MS", str(SUSPECT_WAITS_MS))
     .replace("LIMIT_STAYS_MS", str(LIMIT_STAYS_MS))

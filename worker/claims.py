@@ -165,8 +165,9 @@ class Claims:
                 aborted == 1,
                 limited.decode(),
                 suspect == 1,
+                rated.decode(),
             )
-            for queue, raw_id, score, message, failures, aborted, limited, suspect in zip(
+            for queue, raw_id, score, message, failures, aborted, limited, suspect, rated in zip(
                 sources, *columns, strict=True
             )
         ]

@@ -96,6 +96,8 @@ class Report:
     """Called when Redis was told. Doesn't raise."""
     context: Context | None = None
     """What the job ran in, and so does `afterwards`: what a hook has set there is there, and can be reset."""
+    has_begun: bool = True
+    """False: the handler wasn't called."""
     has_died: bool = False
     """Whether a process died of it now: it stays a suspect."""
 

@@ -41,6 +41,8 @@ class PutBack:
     """As Finish's."""
     cleared: bool = False
     """Whether a suspect is none any more. Else whoever takes it next is told that it is one."""
+    has_started: bool = False
+    """Whether its rate counts no other start when it is taken next: it goes on, or had not begun."""
     others_first: bool = False
     """Whether Ratchet's workers leave it for a second (worker/claim_script.py) to stock arq, which looks less often."""
 
@@ -77,7 +79,8 @@ def _how(ending: Finish | PutBack) -> bytes:
     verb, ms = _when(ending)
     failures = claim.failures if ending.failures is None else ending.failures
     at = b"%d.5" % ms if ending.others_first else b"%d" % ms
-    return b"%b %d %b %d %b %b" % (verb, ending.stays_ms, at, failures, limited, ending.adopted or b"")
+    how = b"%b %d %b %d %b %b" % (verb, ending.stays_ms, at, failures, limited, ending.adopted or b"")
+    return b"started %b %b" % (claim.rated.encode(), how) if ending.has_started and claim.rated else how
 
 
 def _when(ending: PutBack) -> tuple[bytes, int]:

@@ -84,7 +84,9 @@ class Executor:
         if isinstance(message, Unreadable):
             return Report(settled.outcome, None, settled.attempt, started_ms, _now_ms())
         adopted = restamp(raw, enqueued_ms=message.enqueued_ms) if settled.adopted else None
-        return Report(settled.outcome, message, settled.attempt, started_ms, _now_ms(), adopted)
+        return Report(
+            settled.outcome, message, settled.attempt, started_ms, _now_ms(), adopted, has_begun=settled.has_begun
+        )
 
     def _settling(
         self, delivery: Delivery, raw: bytes, message: Message | Unreadable, observation: Observation

@@ -26,6 +26,8 @@ class Halving:
         self._timeout = members[0].work.handler.timeout
         self._has_begun = False
         """Whether the last try had a connection and the runs."""
+        self._was_called = False
+        """Whether any had."""
 
     async def carry_out(self) -> None:
         """Those that were aborted meanwhile first, each alone; the others together."""
@@ -71,7 +73,7 @@ class Halving:
             return plainly(error)
 
     def _begun(self) -> None:
-        self._has_begun = True
+        self._has_begun = self._was_called = True
 
     def _tell(self, members: Sequence[Member], shares: Sequence[Share], *, fate_unknown: bool) -> list[Member]:
         """Tell what came of a transaction that committed. Returns those whose runs weren't to be had."""
@@ -91,7 +93,7 @@ class Halving:
                     outcome = Completed(done.result) if is_ours else duplicate_of(done)
                 case _:
                     assert_never(done)
-            member.tell(Settled(outcome, None, failures + 1))
+            member.tell(Settled(outcome, None, failures + 1, has_begun=isinstance(done, Completed)))
         return left
 
     async def _each_alone(self, members: Sequence[Member]) -> None:
@@ -104,7 +106,7 @@ class Halving:
         """Put back all that wait."""
         for member in self._members:
             if member.is_pending:
-                member.tell(Settled(Released(reason, delay)))
+                member.tell(Settled(Released(reason, delay), has_begun=self._was_called))
 
     def fail(self, fault: Exception) -> None:
         """The runtime failed. One delivery tells of it; the others are put back."""

@@ -91,7 +91,7 @@ class Limits:
         made: list[Any] = []
         for name, gate in gates.items():
             if gate.key in held:
-                made += Gate(gate.key, max_concurrent=0).arguments(name)
+                made += Gate(gate.key, 0, gate.rate).arguments(name)
             elif gate.max_concurrent is not None or gate.rate is not None:
                 made += gate.arguments(name)
         return made

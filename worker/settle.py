@@ -25,9 +25,17 @@ def ending(claim: Claim, report: Report, keep: timedelta) -> Finish | PutBack:
         case Snoozed(delay):
             return PutBack(claim, delay, report.adopted, cleared=True)  # of zero: behind all that is due
         case Released(_, delay, clears, others_first):
-            return PutBack(claim, delay or None, report.adopted, cleared=clears, others_first=others_first)
+            has_started = not report.has_begun
+            return PutBack(
+                claim,
+                delay or None,
+                report.adopted,
+                cleared=clears,
+                has_started=has_started,
+                others_first=others_first,
+            )
         case Yielded(delay, _, has_committed):
-            return PutBack(claim, delay, report.adopted, cleared=has_committed)
+            return PutBack(claim, delay, report.adopted, cleared=has_committed, has_started=True)
         case _:
             assert_never(report.outcome)
 

@@ -4,7 +4,8 @@ Of each job it takes its queue, its id, the token that it is held by, and a word
 `finish STAYS_MS KEEP_MS HAD_MESSAGE LIMITED RESULT`, `later STAYS_MS DELAY_MS FAILURES LIMITED ADOPTED`,
 `now STAYS_MS DUE_MS FAILURES LIMITED ADOPTED`; or as `later`, `suspect`: then whoever takes it finds a lease that ran
 out. A DELAY_MS that ends in a half says that others come first (worker/claim_script.py). Before any of them may stand
-`only SHA1`: of the message that it is about. Four arguments, since to pack them is most of what it costs in Python.
+`only SHA1`: of the message that it is about; then `started NAME`: whose rate is to count no other start of it. Four
+arguments, since to pack them is most of what it costs in Python.
 """
 
 from worker.wake import WAKE
@@ -56,6 +57,14 @@ local function put_back(queue, id, adopted, due, failures)
     add_scored(offered, queue, due, id)
 end
 
+local function keep_start(name, id, token)
+    local starts, member = 'ratchet:rate:' .. name, id .. '/' .. string.match(token, '^[^:]*')
+    local at = redis.call('ZSCORE', starts, member)
+    if not at then return end
+    redis.call('ZREM', starts, member)
+    redis.call('ZADD', starts, at, id .. '/')
+end
+
 local function is_another(id, digest)
     local message = digest and redis.call('MGET', 'arq:job:' .. id)[1]
     return message and redis.sha1hex(message) ~= digest
@@ -65,6 +74,8 @@ for n = 1, #tokens do
     local queue, id, token, how = unpack(ARGV, 4 * n - 3, 4 * n)
     local digest, rest = string.match(how, '^only (%x+) (.*)$')
     how = rest or how
+    local rated, unrated = string.match(how, '^started (%S+) (.*)$')
+    how = unrated or how
     settled[n] = tokens[n] == token and 1 or 0
     local verb, stays, first, second, limited, body = string.match(how, '^(%a+) (%d+) (-?[%d.]+) (%d+) (%S*) (.*)$')
     if settled[n] == 1 then
@@ -73,6 +84,7 @@ for n = 1, #tokens do
             redis.call('ZREM', 'ratchet:permits:' .. limited, id)
             woken['/' .. limited] = true
         end
+        if rated then keep_start(rated, id, token) end
     end
     if settled[n] == 1 and is_another(id, digest) then
         settled[n] = 0

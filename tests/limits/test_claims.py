@@ -218,6 +218,36 @@ async def test_a_rate_is_held_over_all_workers_by_the_clock_of_redis(redis: Redi
     await empty(redis)
 
 
+async def test_what_goes_on_or_has_not_begun_has_its_start(redis: Redis, worker: Made) -> None:
+    claims, other = worker(rate=Rate(1, HOUR)), worker(rate=Rate(1, HOUR))
+    sent = await pings(redis, 2)
+    for turn in range(3):
+        [claim] = await claims.take([QUEUE], 9, f"turn-{turn}")
+        assert claim.job_id == sent[0]
+        await claims.settle([PutBack(claim, has_started=True)])
+    assert await redis.zcard(STARTS) == 1
+    [claim] = await other.take([QUEUE], 9, "other")
+    await other.settle([PutBack(claim)])
+    assert await other.take([QUEUE], 9, "other") == [], "a retry is a start too"
+    await empty(redis)
+
+
+async def test_what_goes_on_after_a_pause_has_its_start_still(redis: Redis) -> None:
+    limits = Limits({"ping": Gate("ping", rate=Rate(1, HOUR))})
+    claims, [job_id] = Claims(redis, LEASE, limits), await pings(redis, 1)
+    [claim] = await claims.take([QUEUE], 9, "before")
+    await claims.settle([PutBack(claim, has_started=True)])
+    limits.pause(Paused(names=frozenset({"ping"})))
+    assert await claims.take([QUEUE], 9, "paused") == []
+    limits.pause(Paused())
+
+    async def goes_on() -> bool:
+        return ids(await claims.take([QUEUE], 9, "resumed")) == [job_id]
+
+    await wait_until(goes_on)
+    await empty(redis)
+
+
 async def test_no_window_has_more_starts_than_the_rate_allows(redis: Redis, worker: Made) -> None:
     """Three an hour, of which two started half an hour ago, and one longer ago than that counts."""
     claims = worker(rate=Rate(3, HOUR))

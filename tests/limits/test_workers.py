@@ -11,13 +11,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.conftest import StartWorker
 from tests.consumer.conftest import Burst, Effects, Logged, Work
-from tests.consumer.jobs import PING, Gate, Ping, Pong, calling
+from tests.consumer.jobs import PING, Gate, Ping, Pong, calling, leave_effects
 from tests.limits.app import GATE
 from tests.support.waiting import wait_until
-from worker.handler import Handler
+from worker.chunk import Chunk, Step
+from worker.handler import BatchHandler, ChunkedHandler, Handler
 from worker.limits import Rate
 from worker.outbox import enqueue
 from worker.outbox import enqueue_many as enqueue_all
+from worker.outcome import Completed, Released
 from worker.pauses import Kind, pause, resume
 from worker.queue import Queue
 
@@ -143,6 +145,47 @@ async def test_a_worker_of_another_app_leaves_alone_what_a_limit_holds_back(
             await are_parked(arq, 9)
             gate.opened.set()
             await are_done(effects, ids)
+
+
+async def test_a_chunked_job_that_goes_on_after_its_turn_needs_no_other_start(
+    work: Work, session: AsyncSession
+) -> None:
+    async def count(_job: Ping, _session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        done = (chunk.cursor or 0) + 1
+        return chunk.step(None if done == 3 else done, done=1)
+
+    limited = ChunkedHandler(Ping, count, cursor=int, rate=Rate(1, HOUR), yield_after=timedelta(0))
+    job_id = enqueue(session, Ping())
+    await session.commit()
+    async with work(limited) as worker:
+        assert isinstance(await worker.outcome(job_id, count=3), Completed)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+async def test_a_job_that_is_put_back_before_it_has_begun_needs_no_other_start(
+    work: Work, session: AsyncSession, engine: AsyncEngine, effects: Effects, *, batched: bool
+) -> None:
+    """Else a lock that was held for a moment would cost it an hour."""
+
+    async def many(_jobs: Sequence[Ping], session: AsyncSession) -> None:
+        await leave_effects(session)
+
+    rate = Rate(1, HOUR)
+    limited = BatchHandler(Ping, many, rate=rate) if batched else calling(lambda: None, rate=rate)
+    job_id = enqueue(session, Ping())
+    await session.flush()
+    await session.execute(
+        text("""
+        INSERT INTO worker.run (id, enqueued_ms, name, queue, status, from_outbox)
+        SELECT id, enqueued_ms, name, queue, 'waiting', true FROM worker.outbox
+        """)
+    )
+    await session.commit()
+    async with work(limited) as worker:
+        async with engine.begin() as holder:
+            await holder.execute(text("SELECT FROM worker.run FOR UPDATE"))
+            assert isinstance(await worker.outcome(job_id), Released)
+        await are_done(effects, [job_id])
 
 
 async def test_parked_jobs_outlive_the_worker_and_run_when_the_limit_is_gone(

@@ -180,8 +180,8 @@ def test_limits_are_told_of_names_that_have_some_and_aliases_share_them() -> Non
     assert list(limits.arguments()) == ["pay", "pay", 4, 3, 2000.0, "charge", "pay", 4, 3, 2000.0]
     limits.pause(Paused(names=frozenset({"charge", "stranger"})))
     assert sorted(zip(*[iter(limits.arguments())] * 5, strict=True)) == [
-        ("charge", "pay", 0, "", ""),
-        ("pay", "pay", 0, "", ""),
+        ("charge", "pay", 0, 3, 2000.0),
+        ("pay", "pay", 0, 3, 2000.0),
         ("stranger", "stranger", 0, "", ""),
     ]
     limits.pause(Paused())
