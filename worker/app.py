@@ -70,10 +70,11 @@ def _check_schedule(schedule: Sequence[Cron], table: HandlerTable) -> None:
     for cron in schedule:
         if not isinstance(cron, Cron):  # pyright: ignore[reportUnnecessaryIsInstance]  # no type checker has seen every app
             raise ValueError(f"The app has {cron!r} in its schedule; give each entry as Cron(job, crontab).")  # noqa: TRY004 - as the others
-    names = [cron.name for cron in schedule]
+    names = [name for cron in schedule for name in cron.names]
     for cron in schedule:
-        if names.count(cron.name) > 1:
-            raise ValueError(f"Two cron entries are named {cron.name!r}; give one of them a name of its own.")
+        for name in cron.names:
+            if names.count(name) > 1:  # an alias counts: the tick of one would pass for the other's
+                raise ValueError(f"Two cron entries are named {name!r}; give one of them a name of its own.")
         if cron.job.job_name not in table:
             raise ValueError(
                 f"The cron entry {cron.name!r} enqueues {cron.job.job_name!r}, which has no handler; add one."

@@ -63,6 +63,12 @@ class Cron:
         except CronSimError as error:
             raise ValueError(f"The cron entry {self.name} has the crontab {crontab!r}: {error}.") from error
 
+    @property
+    def names(self) -> list[str]:
+        """Its own, and those that it went by: an entry that is called as its job is renamed with it. Sorted."""
+        renamed = self.job.job_aliases if self.name == self.job.job_name else ()
+        return sorted({self.name, *renamed})
+
     def ticks_after(self, moment: datetime) -> Iterator[datetime]:
         """The times after `moment` (aware), ascending, in UTC."""
         for tick in CronSim(self.crontab, moment.astimezone(ZoneInfo(self.tz))):

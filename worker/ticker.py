@@ -25,12 +25,16 @@ LOOK_AGAIN_AFTER = timedelta(seconds=1)
 """Where something stood in the way."""
 
 _NOW_AND_LAST = text("""
-select clock_timestamp() as now, (select max(scheduled_at) from worker.cron_tick where name = :name) as last
+select clock_timestamp() as now, (
+    select max(scheduled_at) from worker.cron_tick where name = any(cast(:names as text[]))
+) as last
 """)
 # Also after a later tick: who was stopped between the look and the note has nothing to enqueue any more.
+# Under each name that the entry goes or went by: while a deploy renames its job, old workers keep it under the old one.
 _NOTE = text("""
-insert into worker.cron_tick (name, scheduled_at, job_id) select :name, :at, :job_id
-where not exists (select from worker.cron_tick where name = :name and scheduled_at >= :at)
+insert into worker.cron_tick (name, scheduled_at, job_id) select name, :at, :job_id
+from unnest(cast(:names as text[])) as name
+where not exists (select from worker.cron_tick where name = any(cast(:names as text[])) and scheduled_at >= :at)
 on conflict do nothing
 """)
 
@@ -59,7 +63,7 @@ class Ticker:
     async def tick(self, cron: Cron) -> timedelta:
         """Enqueue the entry's tick if one is due that nobody has enqueued. Returns how long the next is away."""
         async with brief_transaction(self._engine) as connection:
-            looked = (await connection.execute(_NOW_AND_LAST, {"name": cron.name})).one()
+            looked = (await connection.execute(_NOW_AND_LAST, {"names": cron.names})).one()
             now: datetime = looked.now
             last: datetime | None = looked.last
             due = cron.newest_tick(after=last, until=now) if last else None
@@ -96,5 +100,9 @@ async def _enqueue(connection: AsyncConnection, cron: Cron, due: datetime) -> No
 
 
 async def _note(connection: AsyncConnection, cron: Cron, scheduled_at: datetime, job_id: str | None) -> bool:
-    note = {"name": cron.name, "at": scheduled_at, "job_id": job_id}
-    return (await connection.execute(_NOTE, note)).rowcount == 1
+    """False: somebody else has noted it under one of its names, or a later one. Then all is rolled back."""
+    note = {"names": cron.names, "at": scheduled_at, "job_id": job_id}
+    is_noted = (await connection.execute(_NOTE, note)).rowcount == len(cron.names)
+    if not is_noted:
+        await connection.rollback()
+    return is_noted

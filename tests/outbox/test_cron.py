@@ -15,6 +15,7 @@ from tests.support.waiting import wait_until
 from worker import brief, outbox, ticker
 from worker.availability import Availability
 from worker.dev import EmbeddedPostgres
+from worker.job import Job
 from worker.reporting.observer import Observers
 from worker.reporting.trace import CRON_HEADER
 from worker.schedule import Cron
@@ -23,6 +24,10 @@ from worker.ticker import Ticker
 from worker.wire import Message, decode
 
 EVERY_SECOND, NEVER = "* * * * * *", "0 0 1 1 *"
+
+
+class Renamed(Job, name="test.renamed", aliases=("test.play",)):
+    """What Play is called after a deploy."""
 
 
 class Faults(Observers):
@@ -165,6 +170,44 @@ async def test_who_was_stopped_before_its_note_enqueues_nothing_after_a_later_ti
         await ticker_of(hands, cron).tick(cron)
         await ticker._enqueue(connection, cron, now - timedelta(minutes=5))
     assert len(await hands.rows()) == 1
+
+
+async def test_a_tick_is_enqueued_once_while_a_deploy_renames_its_job(hands: Hands) -> None:
+    """Old workers keep the entry under the old name, new ones under the new; either may be the first at a tick."""
+    old, new = Cron(Play(), "0 * * * *", grace=timedelta(days=1)), Cron(Renamed(), "0 * * * *", grace=timedelta(days=1))
+    await last_tick(hands, "3 hours")
+    for first, second in ((new, old), (old, new)):
+        await ticker_of(hands, first).tick(first)
+        await ticker_of(hands, second).tick(second)
+        assert [row.name for row in await hands.rows()] == [first.job.job_name]
+        await hands.sql("delete from worker.outbox")
+        await hands.sql("update worker.cron_tick set scheduled_at = scheduled_at - interval '3 hours'")
+
+
+async def test_a_tick_that_another_notes_under_the_old_name_meanwhile_is_noted_under_no_other(hands: Hands) -> None:
+    await last_tick(hands, "3 hours")
+    cron = Cron(Renamed(), "0 * * * *", grace=timedelta(days=1))
+    [[now]] = await hands.sql("select date_trunc('hour', now())")
+    async with hands.engine.connect() as theirs, hands.engine.begin() as ours:
+        await ticker._note(theirs, Cron(Play(), "0 * * * *"), now, "its job")
+        enqueuing = asyncio.create_task(ticker._enqueue(ours, cron, now))
+
+        async def it_waits() -> bool:
+            [[waiting]] = await hands.sql("select count(*) from pg_locks where not granted")
+            return bool(waiting)
+
+        await wait_until(it_waits)
+        await theirs.commit()
+        await enqueuing
+    assert await hands.rows() == []
+    assert [tick.name for tick in await ticks(hands)] == ["test.play", "test.play"]
+
+
+async def test_a_tick_missed_while_a_deploy_renames_its_job_is_made_up_for(hands: Hands) -> None:
+    await last_tick(hands, "2 hours")
+    cron = Cron(Renamed(), "0 * * * *")
+    await ticker_of(hands, cron).tick(cron)
+    assert [row.name for row in await hands.rows()] == ["test.renamed"]
 
 
 async def test_now_is_postgresql_s_clock(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:

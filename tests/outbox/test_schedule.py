@@ -25,7 +25,11 @@ class Other(Job, name="test.other"):
     """Has none."""
 
 
-async def report(job: Report, session: AsyncSession) -> None:
+class Renamed(Job, name="test.renamed", aliases=("test.report",)):
+    """Was called otherwise."""
+
+
+async def report(job: Job, session: AsyncSession) -> None:
     """Do nothing."""
 
 
@@ -43,6 +47,17 @@ def first(cron: Cron, after: datetime, count: int) -> Iterator[str]:
 def test_an_entry_is_named_after_its_job_unless_given_a_name() -> None:
     assert Cron(Report(), "* * * * *").name == "test.report"
     assert Cron(Report(), "* * * * *", name="hourly").name == "hourly"
+
+
+def test_an_entry_that_is_named_after_its_job_went_by_its_aliases() -> None:
+    assert Cron(Renamed(), "* * * * *").names == ["test.renamed", "test.report"]
+    assert Cron(Renamed(), "* * * * *", name="hourly").names == ["hourly"]
+
+
+def test_no_entry_goes_by_a_name_that_another_went_by() -> None:
+    schedule = [Cron(Renamed(), "* * * * *"), Cron(Renamed(), "* * * * *", name="test.report")]
+    with pytest.raises(ValueError, match=r"Two cron entries are named 'test\.report'; give one of them a name"):
+        App([Handler(Renamed, report)], schedule=schedule)
 
 
 def test_times_are_of_the_entry_s_time_zone() -> None:
