@@ -1,6 +1,7 @@
 """What `worker migrate` and the check at a worker's start make of a database's version."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -41,3 +42,48 @@ async def test_migrating_a_database_ahead_of_the_code_leaves_it_as_it_is(databas
     assert await versions_missing_after(database_url, later) == set()
     await asyncio.to_thread(migrate, database_url, [JOBS_MIGRATIONS])
     assert await versions_missing_after(database_url, "select 1") == set()
+
+
+@pytest.fixture
+def letters(tmp_path: Path) -> Path:
+    """Another application's folder of versions."""
+    (tmp_path / "0001_letters.py").write_text(
+        "from alembic import op\nrevision = 'letters_0001'\ndown_revision = None\n"
+        "def upgrade():\n    op.execute('create table letter (id int)')\n"
+    )
+    return tmp_path
+
+
+async def versions(database_url: str) -> set[str]:
+    engine = create_engine(database_url, pool_size=1, application="ratchet test")
+    async with engine.connect() as connection:
+        found = (await connection.execute(text("select version_num from worker.alembic_version"))).scalars().all()
+    await engine.dispose()
+    return set(found)
+
+
+async def test_the_versions_of_another_application_are_no_later_ones_of_this(database_url: str, letters: Path) -> None:
+    """As where `worker migrate` was run without WORKER_APP first, and made the shop's tables."""
+    before = await versions(database_url)
+    await asyncio.to_thread(migrate, database_url, [letters])
+    assert await versions(database_url) == {*before, "letters_0001"}
+    assert await versions_missing_after(database_url, "select from letter") == set()
+
+
+async def test_one_history_is_applied_though_the_database_is_ahead_in_another(database_url: str, letters: Path) -> None:
+    """A deploy that upgrades the runtime was rolled back, and the next brings a version of the domain."""
+    before = await versions(database_url)
+    later = "update worker.alembic_version set version_num = 'worker_9999' where version_num = 'worker_0002'"
+    assert await versions_missing_after(database_url, later) == set()
+    await asyncio.to_thread(migrate, database_url, [JOBS_MIGRATIONS, letters])
+    assert await versions(database_url) == {*before, "letters_0001", "worker_9999"} - {"worker_0002"}
+    assert await versions_missing_after(database_url, "select from letter") == set()
+
+
+async def test_a_database_that_was_migrated_before_bases_were_noted_counts_versions(database_url: str) -> None:
+    older = "alter table worker.alembic_version drop column bases"
+    assert await versions_missing_after(database_url, older) == set()
+    later = "update worker.alembic_version set version_num = 'worker_9999' where version_num = 'worker_0002'"
+    assert await versions_missing_after(database_url, later) == set()
+    behind = "delete from worker.alembic_version where version_num = 'worker_9999'"
+    assert await versions_missing_after(database_url, behind) == {"worker_0002"}

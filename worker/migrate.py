@@ -6,15 +6,13 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.database import create_engine
 from worker.settings import SettingsError
+from worker.versions import look, understood
 
-RUNTIME = "worker_"
-"""What the runtime's versions begin with; a domain's begin with something else."""
 FOLDER = Path(__file__).parent / "migrations"
 ADVISORY_LOCK = 0x7261746368_6D
 """Two `worker migrate` at once wait for each other. ("ratchm" in ASCII.)"""
@@ -42,9 +40,11 @@ async def _migrate(database_url: str, version_locations: Sequence[Path], *, pgbo
 
 
 def _upgrade(connection: Connection, config: Config) -> None:
-    if _missing(connection, config):
+    state = look(connection, config)
+    if state.missing:
         config.attributes["connection"] = connection
-        command.upgrade(config, "heads")
+        with understood(connection, config, state):
+            command.upgrade(config, "heads")
 
 
 def _config(version_locations: Sequence[Path]) -> Config:
@@ -68,26 +68,4 @@ async def missing_versions(engine: AsyncEngine, version_locations: Sequence[Path
 
 
 def _missing(connection: Connection, config: Config) -> set[str]:
-    scripts = ScriptDirectory.from_config(config)
-    applied = _applied(connection)
-    missing = set(scripts.get_heads()) - applied
-    later = applied - {script.revision for script in scripts.walk_revisions()}
-    return _behind(missing, later, ours=True) | _behind(missing, later, ours=False)
-
-
-def _behind(missing: set[str], later: set[str], *, ours: bool) -> set[str]:
-    """What is missing of the runtime's versions, or of the domain's.
-
-    A version that this code doesn't know is a later one's, of a deploy that is under way or was rolled back: the head
-    of the same branch here is behind it, not missing.
-    """
-    lacking = {version for version in missing if version.startswith(RUNTIME) is ours}
-    ahead = {version for version in later if version.startswith(RUNTIME) is ours}
-    return lacking if len(lacking) > len(ahead) else set()
-
-
-def _applied(connection: Connection) -> set[str]:
-    """Alembic's own way to ask writes two lines of log each time."""
-    if connection.execute(text("select to_regclass('worker.alembic_version')")).scalar_one() is None:
-        return set()
-    return set(connection.execute(text("select version_num from worker.alembic_version")).scalars())
+    return look(connection, config).missing
