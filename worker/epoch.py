@@ -37,8 +37,11 @@ class Epoch:
     """Since the last wipe; None: there was none."""
 
     def has_settled(self, after: timedelta) -> bool:
-        """Whether living workers have had `after` to restore the in-progress keys of what they run."""
-        return self.age is None or self.age >= after
+        """Whether living workers have had `after` to restore the in-progress keys of what they run.
+
+        A wipe that is still to come was noted by a clock that has been set back since.
+        """
+        return self.age is None or not timedelta(0) <= self.age < after
 
 
 async def current_epoch(engine: AsyncEngine, redis: Redis) -> Epoch:

@@ -31,17 +31,23 @@ return missing
 """
 )
 
+
+def _lies_back(moment: str, by: str) -> str:
+    """Whether `moment` is so long ago, or still to come: the clock was set back, and nobody waits until it is there."""
+    return f"({moment} <= clock_timestamp() - cast(:{by} as interval) or {moment} > clock_timestamp())"
+
+
 # After a wipe living workers are given time to restore the in-progress keys of what they run.
-_BEGIN = text("""
+_BEGIN = text(f"""
 update worker.relay_state set swept_at = clock_timestamp()
-where (:at_once or swept_at is null or swept_at <= clock_timestamp() - cast(:every as interval))
-    and (raised_at is null or raised_at <= clock_timestamp() - cast(:settle as interval))
-""")
+where (:at_once or swept_at is null or {_lies_back("swept_at", "every")})
+    and (raised_at is null or {_lies_back("raised_at", "settle")})
+""")  # noqa: S608 - put together from constants
 _PAGE = text(f"""
 select seq, id, queue from (
     select seq, id, queue, sum(octet_length(message)) over (order by seq) - octet_length(message) as before from (
         select seq, id, queue, message from worker.outbox
-        where sent_epoch is not null and seq > :after and sent_at <= clock_timestamp() - cast(:older as interval)
+        where sent_epoch is not null and seq > :after and {_lies_back("sent_at", "older")}
         order by seq limit {lanes.BATCH}
     ) as long_ago
 ) as sized where before < {lanes.BATCH_BYTES} order by seq

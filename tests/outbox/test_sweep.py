@@ -77,6 +77,17 @@ async def test_what_was_sent_just_now_is_left_alone(hands: Hands) -> None:
     assert await sweep_of(hands, is_wanted=False).step() == 1
 
 
+async def test_a_clock_that_was_set_back_holds_up_no_sweep(hands: Hands) -> None:
+    """A standby that was promoted may be behind its primary by hours, and so may a clock that was mended."""
+    lost = await hands.enqueue(Play())
+    await hands.relay.drain()
+    await lose(hands, lost)
+    await hands.sql("update worker.outbox set sent_at = now() + interval '1 hour'")
+    await hands.sql("update worker.relay_state set swept_at = now() + interval '1 hour'")
+    await hands.sql("update worker.relay_state set raised_at = swept_at")
+    assert await sweep_of(hands, is_wanted=False).step() == 1
+
+
 async def test_a_sweep_goes_page_by_page_so_that_what_is_new_never_waits_for_it(hands: Hands) -> None:
     async with AsyncSession(hands.engine) as session, session.begin():
         ids = enqueue_many(session, [Play() for _ in range(1100)])

@@ -44,6 +44,18 @@ def snapshots(valkey: EmbeddedValkey) -> Iterator[None]:
     (Path(valkey.log_path).parent / "dump.rdb").unlink(missing_ok=True)
 
 
+async def test_a_clock_that_was_set_back_after_a_wipe_holds_up_nothing(hands: Hands) -> None:
+    await hands.enqueue(Play(text="a"))
+    await hands.relay.drain()
+    await hands.redis.flushall()
+    relay = settling(hands)
+    assert await relay.drain() == 0
+    await pass_the_time(hands, seconds=-3600)
+    assert await relay.drain() == 1
+    await hands.work()
+    assert await hands.applied() == ["a"]
+
+
 async def test_everything_from_the_outbox_is_sent_again_and_applied_once(
     hands: Hands, stage: Stage, redis_url: str
 ) -> None:
