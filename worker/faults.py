@@ -35,29 +35,39 @@ class LedgerBusy(Exception):
         """Whether the same transaction may well succeed at once."""
 
 
-def _of_driver(error: BaseException) -> BaseException:
-    """The driver's own error, which SQLAlchemy wraps."""
-    return error.driver_exception if isinstance(error, DBAPIError) else error
+def of_driver(error: BaseException) -> BaseException:
+    """The driver's own error, which SQLAlchemy wraps; what stands for it where there is none."""
+    if not isinstance(error, DBAPIError):
+        return error
+    try:
+        return error.driver_exception
+    except ValueError:  # one that SQLAlchemy has told anew of asyncpg's, or that somebody has made himself
+        cause = error.orig and error.orig.__cause__
+        return cause or error.orig or error
 
 
 def sqlstate(error: BaseException) -> str:
     """The SQLSTATE of `error`, SQLAlchemy's or asyncpg's; empty where it has none, or where to look raises."""
     try:
-        return str(getattr(_of_driver(error), "sqlstate", None) or "")
+        return str(getattr(of_driver(error), "sqlstate", None) or "")
     except Exception:  # noqa: BLE001 - whatever an error's own code does
         return ""
 
 
 def is_conflict(error: BaseException) -> bool:
-    """A deadlock or a serialization failure: the same transaction may well succeed when it is run again."""
-    return sqlstate(error) in {SERIALIZATION_FAILURE, DEADLOCK_DETECTED}
+    """A deadlock, a serialization failure, or a table that was changed since its statement was prepared.
+
+    The same transaction may well succeed when it is run again.
+    """
+    is_outdated = isinstance(of_driver(error), asyncpg.InvalidCachedStatementError)
+    return is_outdated or sqlstate(error) in {SERIALIZATION_FAILURE, DEADLOCK_DETECTED}
 
 
 def is_lost_connection(error: BaseException) -> bool:
     """The connection to PostgreSQL is gone or was never made. A handler's own network errors are not meant."""
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    match _of_driver(error):
+    match of_driver(error):
         case DatabaseAway() | FateUnknown():
             return True
         case asyncpg.InternalClientError():  # the server's farewell was met in the middle of something

@@ -68,6 +68,17 @@ def test_other_errors_are_neither_and_a_handlers_own_network_errors_are_its_own(
     assert not is_expected(error)
 
 
+@pytest.mark.parametrize("orig", [None, AsyncAdapt_asyncpg_dbapi.Error("a"), ValueError()])  # type: ignore[no-untyped-call]  # as above
+def test_an_error_of_the_database_without_one_of_the_driver_is_any_error(orig: Exception | None) -> None:
+    """Whoever raises an IntegrityError himself has none."""
+    error = DBAPIError("select 1", {}, orig)  # type: ignore[arg-type]  # as no type checker has seen it
+    assert not is_lost_connection(error)
+    assert not is_conflict(error)
+    assert not is_expected(error)
+    assert plainly(error) is error
+    assert sqlstate(error) == ""
+
+
 def test_what_sqlalchemy_invalidated_is_lost_too() -> None:
     assert is_lost_connection(wrapped(ValueError(), invalidated=True))
 

@@ -1,18 +1,21 @@
 """Deadlocks and serialization failures: tried again at once, with a fresh session, and counted by nobody."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.runtime.bench import Bench, Grip, Note, effect
 from worker.attempt import IMMEDIATE_RETRIES
-from worker.handler import Handler, Isolation
+from worker.handler import AnyHandler, BatchHandler, Handler, Isolation
 from worker.outcome import Completed, Dead, Duplicate, Released, Retrying
 from worker.retry import RetryPolicy
 
+ONCE = RetryPolicy(attempts=1)
 STRICT: tuple[Isolation, ...] = ("REPEATABLE READ", "SERIALIZABLE")
 
 
@@ -162,3 +165,33 @@ async def test_a_conflict_within_begin_nested_is_still_the_transactions(bench: B
     delivery = await bench.enqueued(Note())
     assert isinstance(await bench.run(Handler(Note, nesting, isolation="REPEATABLE READ"), delivery), Completed)
     assert await bench.all("select cents from balance where id = 1") == [(6,)]
+
+
+@pytest.mark.parametrize("kind", ["alone", "batch", "once=False"])
+async def test_a_table_that_is_changed_under_a_worker_burns_no_attempt(own: Bench, kind: str) -> None:
+    """What was prepared on a connection before a migration isn't valid after it, and asyncpg says so once."""
+
+    async def look(_job: Note | Sequence[Note], session: AsyncSession) -> None:
+        await session.execute(text("select * from changing"))
+
+    handlers: dict[str, AnyHandler] = {
+        "alone": Handler(Note, look, retry=ONCE),
+        "batch": BatchHandler(Note, look, retry=ONCE),
+        "once=False": Handler(Note, look, retry=ONCE, once=False),
+    }
+    await own.all("create table changing (n int)")
+    for statement in ("select 1", "alter table changing add column more int"):
+        await own.all(statement)
+        deliveries = [await own.enqueued(Note()) for _ in range(2)]
+        assert [type(outcome) for outcome in await own.run_all(handlers[kind], deliveries)] == [Completed, Completed]
+    assert own.told.faults == []
+    assert await own.all("select * from worker.attempt") == []
+
+
+async def test_an_error_of_the_database_that_a_handler_makes_itself_is_its_failure(bench: Bench) -> None:
+    async def refuse(job: Note, session: AsyncSession) -> None:
+        raise IntegrityError("insert", {}, None)  # type: ignore[arg-type]  # as no type checker has seen it
+
+    outcome = await bench.run(Handler(Note, refuse, retry=ONCE), await bench.enqueued(Note()))
+    assert isinstance(outcome, Dead)
+    assert bench.told.faults == []

@@ -11,7 +11,7 @@ from worker.app import App
 from worker.cli.endings import NO_PRIVILEGE, Refusal
 from worker.cli.loading import load_app
 from worker.cli.reach import database
-from worker.faults import is_lost_connection, sqlstate
+from worker.faults import is_lost_connection, of_driver, sqlstate
 from worker.settings import Settings, load_settings
 
 
@@ -44,7 +44,7 @@ def apply(settings: Settings, app: App) -> None:
         if is_lost_connection(error) or sqlstate(error) == NO_PRIVILEGE:
             raise
         # PostgreSQL's own text isn't shown: it may quote a row.
-        fault = f"{sqlstate(error)} {type(error.driver_exception).__name__}".strip()
+        fault = f"{sqlstate(error)} {type(of_driver(error)).__name__}".strip()
         hint = "nothing was applied; correct it or the database, or run this again with --debug to see where"
         raise Refusal(f"The migration{_version_at(error)} failed ({fault}): {hint}.") from error
 
