@@ -60,7 +60,9 @@ async def brief_connection(engine: AsyncEngine) -> AsyncGenerator[AsyncConnectio
     """
     late: asyncio.TimerHandle | None = None
     try:
-        async with engine.connect() as connection:
+        async with engine.connect() as connected:
+            # As database.read_committed: who holds a turn must see what was committed meanwhile, and may change it.
+            connection = await connected.execution_options(isolation_level="READ COMMITTED")
             if isinstance(engine.pool, RuntimePool):  # an engine of somebody else's has another driver
                 driver = (await connection.get_raw_connection()).driver_connection
                 late = asyncio.get_running_loop().call_later(ANSWERS_WITHIN_S, transport_of(driver).abort)

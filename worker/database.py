@@ -152,6 +152,14 @@ def create_engine(url: str, *, pool_size: int, application: str = APPLICATION, p
     return engine
 
 
+def read_committed(engine: AsyncEngine) -> AsyncEngine:
+    """The same, whose transactions see what was committed before each statement, whatever the database is set to.
+
+    The runtime's own are written for that. What belongs to a handler or a producer isn't made with this.
+    """
+    return engine.execution_options(isolation_level="READ COMMITTED")
+
+
 # A prepared statement stays with the server that PgBouncer lent. One without a name is replaced by the next.
 WITHOUT_STATEMENTS: dict[str, Any] = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
 

@@ -9,7 +9,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker.database import create_engine
+from worker.database import create_engine, read_committed
 from worker.settings import SettingsError
 from worker.versions import look, understood
 
@@ -29,7 +29,7 @@ def migrate(database_url: str, version_locations: Sequence[Path] = (), *, pgboun
 async def _migrate(database_url: str, version_locations: Sequence[Path], *, pgbouncer: bool) -> None:
     engine = create_engine(database_url, pool_size=1, application="ratchet migrate", pgbouncer=pgbouncer)
     try:
-        async with engine.begin() as connection:
+        async with read_committed(engine).begin() as connection:  # who has waited sees what the other has applied
             if fault := await encoding_fault(connection):
                 raise SettingsError(f"DATABASE_URL can't be used: {fault}")
             await connection.execute(text("set local lock_timeout = 0"))

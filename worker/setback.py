@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from worker import ledger
 from worker.availability import Availability
 from worker.brakes import Held
-from worker.database import DatabaseAway
+from worker.database import DatabaseAway, read_committed
 from worker.faults import has_waited, is_expected, is_lost_connection
 from worker.outcome import BUSY, Cancelled, Dead, Duplicate, Outcome, Released, Retrying, Snoozed, Yielded, describe
 from worker.reporting.tracebacks import with_texts
@@ -122,7 +122,7 @@ class Setbacks:
 
     def __init__(self, engine: AsyncEngine, availability: Availability, worker: str) -> None:
         """`worker` names this process beside the failures it met."""
-        self._engine = engine
+        self._engine = read_committed(engine)
         self._availability = availability
         self._worker = worker
 

@@ -57,7 +57,6 @@ class UnkeptTransactor:
     """Carries out the transactions of handlers with once=False."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
         self._deadlines = Deadlines()
         # An engine an isolation level: each shares the pool. To make one is slow.
         self._engines = {level: engine.execution_options(isolation_level=level) for level in get_args(Isolation)}
@@ -88,5 +87,5 @@ class UnkeptTransactor:
         return NOTHING if returned is None else Completed(from_json(result))
 
     async def _close(self, run: ledger.Identity) -> None:
-        async with self._engine.begin() as connection:
+        async with self._engines["READ COMMITTED"].begin() as connection:
             await ledger.close_unkept(connection, run)

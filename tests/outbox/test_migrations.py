@@ -78,8 +78,13 @@ def test_migrating_twice_changes_nothing(postgres: EmbeddedPostgres, new_databas
     assert postgres.psql("select count(*) from worker.outbox", database=database) == "1"
 
 
-async def test_several_migrate_one_database_at_once(postgres: EmbeddedPostgres, new_database: NewDatabase) -> None:
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+async def test_several_migrate_one_database_at_once(
+    postgres: EmbeddedPostgres, new_database: NewDatabase, isolation: str
+) -> None:
+    """Who has waited for another sees what that one has applied, whatever the database is set to."""
     database = new_database()
+    postgres.psql(f"alter database {database} set default_transaction_isolation = '{isolation}'")
     url = postgres.database_url(database)
     await asyncio.gather(*(asyncio.to_thread(migrate, url, [JOBS_MIGRATIONS]) for _ in range(4)))
     assert postgres.psql("select count(*) from worker.relay_state", database=database) == "1"

@@ -1,6 +1,7 @@
 """What the relay puts into Redis: batches of rows, whatever stands there already, and when they are due."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import cast
 
 import pytest
@@ -97,6 +98,27 @@ async def test_an_id_with_another_enqueue_time_is_waited_for(hands: Hands) -> No
     [claim] = await hands.take()
     await hands.finish(claim)
     assert await hands.relay.drain() == 1
+
+
+@pytest.fixture(params=["repeatable read", "serializable"])
+async def strict(hands: Hands, request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """The database begins its transactions so, unless they say otherwise."""
+    [[name]] = await hands.sql("select current_database()")
+    await hands.sql(f"alter database {name} set default_transaction_isolation = '{request.param}'")
+    await hands.engine.dispose()
+    yield
+    await hands.sql(f"alter database {name} reset default_transaction_isolation")
+    await hands.engine.dispose()
+
+
+@pytest.mark.usefixtures("strict")
+async def test_it_is_waited_for_whatever_isolation_the_database_is_set_to(hands: Hands) -> None:
+    """Else its mark, which was committed after the turn had begun, couldn't be taken back."""
+    await Queue(hands.redis).enqueue(Play(text="direct"), job_id="j")
+    await hands.enqueue(Play(text="outbox"), job_id="j")
+    assert await hands.relay.drain() == 0
+    [row] = await hands.rows()
+    assert row.sent_epoch is None
 
 
 async def test_bytes_that_nobody_can_read_are_waited_for_too(hands: Hands) -> None:

@@ -12,7 +12,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionEr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.broker import connect_broker, is_untrusted
-from worker.database import DatabaseAway, create_engine
+from worker.database import DatabaseAway, create_engine, read_committed
 from worker.faults import is_lost_connection
 from worker.settings import Settings
 
@@ -25,7 +25,8 @@ APPLICATION = "ratchet command"
 def command_engine(settings: Settings, pool_size: int) -> AsyncEngine:
     """The engine of a command, which isn't connected yet."""
     url = settings.database_url.get_secret_value()
-    return create_engine(url, pool_size=pool_size, application=APPLICATION, pgbouncer=settings.pgbouncer)
+    engine = create_engine(url, pool_size=pool_size, application=APPLICATION, pgbouncer=settings.pgbouncer)
+    return read_committed(engine)
 
 
 async def reach_database(engine: AsyncEngine, patience: timedelta | None = PATIENCE) -> None:
