@@ -141,8 +141,9 @@ async def summed_up(connection: AsyncConnection, run: Identity, partitions: int)
         raise Permanent(f"{missing} of {partitions} partitions did not complete; {first}")
     result: dict[str, JsonValue] = {}
     for one in parts:
-        counts = {name: value for name, value in one.result.items() if type(value) is int}
-        others = {name: value for name, value in one.result.items() if name not in counts}
+        told: dict[str, Any] = one.result or {}  # a handler with once=False, of another deploy, completes it without
+        counts = {name: value for name, value in told.items() if type(value) is int}
+        others = {name: value for name, value in told.items() if name not in counts}
         result = Step(None, counts=counts, result=others).added_to(result)
     totals = [one.total for one in parts]
     progress = {"done": sum(one.done for one in parts), "total": None if None in totals else sum(totals)}

@@ -363,3 +363,17 @@ async def test_a_handler_without_chunks_leaves_partitions_and_their_job_alone(be
     for part in parts:
         assert isinstance(await bench.run(handler, part), Completed)
     assert await noted(bench) == nine()
+
+
+async def test_a_partition_that_a_handler_without_a_run_completed_has_nothing_to_add_up(bench: Bench) -> None:
+    """One of a deploy before the chunks. Else the job were dead, and no replay could help it."""
+
+    async def whole(job: Count, session: AsyncSession) -> None:
+        await effect(session, "whole")
+
+    handler = noting()
+    parent, (first, *others) = await parted(bench, handler)
+    assert await bench.run(Handler(Count, whole, once=False), first) == Completed(None)
+    for part in others:
+        await bench.run(handler, part)
+    assert await bench.run(handler, parent) == Completed({"noted": 6, "sum": 39})
