@@ -191,6 +191,19 @@ async def test_a_job_goes_on_in_its_enqueuer_s_trace_and_so_does_what_it_enqueue
     assert [line["trace_id"] for line in completed] == [request.trace_id] * 2
 
 
+@pytest.mark.parametrize(("sampled", "rate"), [("1", "1e400"), ("1", "Infinity"), ("0", "-1e400")])
+async def test_a_stranger_s_trace_that_the_sdk_can_t_read_costs_no_job(
+    sampled: str, rate: str, engine: AsyncEngine, run: Run, sentry: SentryServer
+) -> None:
+    trace = f"{'1' * 32}-{'1' * 16}-{sampled}"
+    [job_id] = await send(
+        engine, Work(does="well"), headers={"sentry-trace": trace, "baggage": f"sentry-sample_rate={rate}"}
+    )
+    await run()
+    [transaction] = sentry.transactions()
+    assert (transaction["tags"]["job_id"], transaction["tags"]["outcome"]) == (job_id, "completed")
+
+
 async def test_every_line_inside_a_handler_says_which_job_it_is_of(
     engine: AsyncEngine, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,7 @@
 """What Sentry is told: a transaction for each attempt, an event for each dead job and each fault of the runtime."""
 
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import assert_never
 
@@ -58,17 +58,24 @@ class SentryObserver:
 
 
 def _transaction(subject: Subject) -> Transaction:
-    """With the operation and the attributes of Sentry's queue monitoring."""
+    """With the operation and the attributes of Sentry's queue monitoring. A trace is never worth a job."""
     headers = {name: subject.headers[name] for name in TRACE_HEADERS if name in subject.headers}
-    transaction = sentry_sdk.continue_trace(
-        headers, op=OP.QUEUE_PROCESS, name=subject.name, source=TransactionSource.TASK, origin="auto.queue.ratchet"
-    )
+    try:
+        transaction = _continued(subject.name, headers)
+    except Exception:  # noqa: BLE001 - strangers write headers, and the SDK raises for a rate of infinity
+        transaction = _continued(subject.name, {})
     transaction.set_data(SPANDATA.MESSAGING_SYSTEM, "ratchet")
     transaction.set_data(SPANDATA.MESSAGING_MESSAGE_ID, subject.job_id)
     transaction.set_data(SPANDATA.MESSAGING_DESTINATION_NAME, subject.queue)
     transaction.set_data(SPANDATA.MESSAGING_MESSAGE_RECEIVE_LATENCY, subject.latency_ms)
     transaction.set_data("messaging.message.body.size", len(subject.payload))
     return transaction
+
+
+def _continued(name: str, headers: Mapping[str, str]) -> Transaction:
+    return sentry_sdk.continue_trace(
+        dict(headers), op=OP.QUEUE_PROCESS, name=name, source=TransactionSource.TASK, origin="auto.queue.ratchet"
+    )
 
 
 class _SentryObservation:
