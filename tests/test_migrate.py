@@ -25,7 +25,7 @@ async def versions_missing_after(database_url: str, statement: str) -> set[str]:
     ("statement", "missing"),
     [
         ("select 1", set[str]()),
-        ("delete from worker.alembic_version where version_num = 'worker_0002'", {"worker_0002"}),
+        ("delete from worker.alembic_version where version_num = 'worker_0003'", {"worker_0003"}),
     ],
 )
 async def test_a_database_behind_the_code_is_told(database_url: str, statement: str, missing: set[str]) -> None:
@@ -33,12 +33,12 @@ async def test_a_database_behind_the_code_is_told(database_url: str, statement: 
 
 
 async def test_a_database_ahead_of_the_code_serves_it_while_a_deploy_is_rolled_back(database_url: str) -> None:
-    later = "update worker.alembic_version set version_num = 'worker_9999' where version_num = 'worker_0002'"
+    later = "update worker.alembic_version set version_num = 'worker_9999' where version_num = 'worker_0003'"
     assert await versions_missing_after(database_url, later) == set()
 
 
 async def test_migrating_a_database_ahead_of_the_code_leaves_it_as_it_is(database_url: str) -> None:
-    later = "update worker.alembic_version set version_num = 'worker_9999' where version_num = 'worker_0002'"
+    later = "update worker.alembic_version set version_num = 'worker_9999' where version_num = 'worker_0003'"
     assert await versions_missing_after(database_url, later) == set()
     await asyncio.to_thread(migrate, database_url, [JOBS_MIGRATIONS])
     assert await versions_missing_after(database_url, "select 1") == set()

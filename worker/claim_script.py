@@ -20,7 +20,8 @@ OTHERS_FIRST_MS = 1_000
 
 # Now is Redis's own clock, never a worker's. A job that another worker holds (a stock arq worker, say) is passed over
 # and its score never moved. A large message comes alone, so that a batch of them can't fill the memory. A key of the
-# wrong type must not keep other jobs from being claimed: MGET takes it for a missing one, the rest goes through pcall.
+# wrong type must not keep other jobs from being claimed: MGET takes it for a missing one, the rest goes through pcall,
+# whose error is an empty list to ipairs.
 #
 # A message from the outbox never expires; another's expiry is taken away, or it could run out while the job runs or
 # is parked. Plain arq functions keep it: arq promises that such a job is neither started nor tried again after it.
@@ -321,7 +322,7 @@ local function is_known(name)
 end
 
 local function look_at_parked(queue)
-    for _, key in ipairs(redis.call('SMEMBERS', 'ratchet:parked:' .. queue)) do
+    for _, key in ipairs(redis.pcall('SMEMBERS', 'ratchet:parked:' .. queue)) do
         if gates[key] then
             tell_of(gates[key])
             take_parked(queue, key, gates[key])

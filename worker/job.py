@@ -13,6 +13,9 @@ LONGEST_NAME = 200
 NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.:-]{{0,{LONGEST_NAME - 1}}}")
 NAME_ADVICE = f"use at most {LONGEST_NAME} letters, digits, dots, dashes, colons or underscores"
 """For whoever gave a job, a queue or a cron entry a name that is none."""
+QUEUE = re.compile(rf"(?!ratchet:){NAME.pattern}")
+"""Of a queue, which is a key in Redis. Ours begin with `ratchet:`, and a job's id must not get into one of those."""
+QUEUE_ADVICE = f"{NAME_ADVICE}, and don't begin with ratchet:, as the runtime's own keys do"
 MAX_PAYLOAD_BYTES = 1024 * 1024
 DEFAULT_QUEUE = "arq:queue"
 MASK = b'"**********"'
@@ -47,8 +50,8 @@ class Job(BaseModel):
         given_aliases: Any = aliases  # whose comma is easily left out
         if isinstance(given_aliases, str):
             raise ValueError(f"{cls.__name__} has aliases={aliases!r}; give a tuple, as in ({aliases!r},).")  # noqa: TRY004 - as the others
-        if queue is not None and not NAME.fullmatch(queue):
-            raise ValueError(f"{cls.__name__} has the queue {queue[:50]!r}; {NAME_ADVICE}.")
+        if queue is not None and not QUEUE.fullmatch(queue):
+            raise ValueError(f"{cls.__name__} has the queue {queue[:50]!r}; {QUEUE_ADVICE}.")
         for given in (name, *aliases) if name else aliases:
             if not NAME.fullmatch(given):
                 raise ValueError(f"{cls.__name__} has the job name {given!r}; {NAME_ADVICE}.")

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from uuid_utils import uuid7
 
-from worker.job import NAME, NAME_ADVICE, Job
+from worker.job import QUEUE, QUEUE_ADVICE, Job
 from worker.models import Outbox
 from worker.reporting.trace import outgoing_headers
 from worker.wire import Message, encode
@@ -139,6 +139,6 @@ def checked_job_id(job_id: str) -> str:
 def checked_queue(queue: str) -> str:
     """`queue`, or a ValueError where it is no queue's name."""
     _checked_kind("queue", queue, str, "a text")
-    if not NAME.fullmatch(queue):
-        raise ValueError(f"The queue is called {queue[:50]!r}; {NAME_ADVICE}.")
+    if not QUEUE.fullmatch(queue):
+        raise ValueError(f"The queue is called {queue[:50]!r}; {QUEUE_ADVICE}.")
     return queue

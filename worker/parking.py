@@ -6,7 +6,7 @@ ids, by the score that they had in the queue. (No queue has a `/` in its name.) 
 
 PARKED = """
 local function parking_of(queue, id)
-    for _, name in ipairs(redis.call('SMEMBERS', 'ratchet:parked:' .. queue)) do
+    for _, name in ipairs(redis.pcall('SMEMBERS', 'ratchet:parked:' .. queue)) do
         local parking = 'ratchet:parked:' .. queue .. '/' .. name
         if redis.call('ZSCORE', parking, id) then return parking end
     end

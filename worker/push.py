@@ -14,8 +14,9 @@ from worker.wake import WAKE
 from worker.wire import restamp
 
 # Never resets a job that Redis has. An id that stands there with another enqueue time is waited for, and so is a queue
-# whose name belongs to something else: neither may hold up the batch. An abort that was asked for before the job was
-# enqueued meant an earlier job of its key.
+# whose name belongs to something else: neither may hold up the batch. Our own keys are never a queue's, though an
+# INSERT into the outbox may say so. An abort that was asked for before the job was enqueued meant an earlier job of its
+# key.
 PUSH = (
     WAKE
     + """
@@ -51,7 +52,8 @@ for n = 1, #there do
     sent[n] = 0
 end
 for queue, found in pairs(queues) do
-    if type(redis.pcall('ZADD', queue, 'NX', unpack(found.scored))) ~= 'table' then
+    local is_ours = string.sub(queue, 1, 8) == 'ratchet:'
+    if not is_ours and type(redis.pcall('ZADD', queue, 'NX', unpack(found.scored))) ~= 'table' then
         for _, n in ipairs(found.rows) do
             sent[n] = 1
             if not there[n] then

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Self
 
-from worker.job import NAME
+from worker.job import QUEUE
 
 MAX_WEIGHT = 1_000_000
 
@@ -40,7 +40,7 @@ def parse_order(parts: Iterable[str]) -> QueueOrder:
     weights: dict[str, int | None] = {}
     for part in parts:
         name, mark, weight = part.strip().partition("=")
-        if not NAME.fullmatch(name):
+        if not QUEUE.fullmatch(name):
             raise ValueError("give names of queues, separated by commas")
         if name in weights:
             raise ValueError(f"the queue {name} is named twice; name it once")

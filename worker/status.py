@@ -55,9 +55,10 @@ class Status:
 
 # A claim moves the score to the end of the lease, so what is held lies between now and then; a job that a stock arq
 # worker holds keeps its score and is due. What is parked is due too. Only the beginning of a message is read: it may
-# have a megabyte.
+# have a megabyte. Nothing waits in a key that is no queue, though an outbox row may name it for one.
 LOOK = """
 local queue, lease, limit = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
+if type(redis.pcall('ZCARD', queue)) ~= 'number' then return {0, 0, false, 0, {}} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, limit)
@@ -76,7 +77,7 @@ for _, id in ipairs(soon) do
     heads[#heads + 1] = redis.pcall('GETRANGE', 'arq:job:' .. id, 0, 511)
 end
 local parked = 0
-for _, name in ipairs(redis.call('SMEMBERS', 'ratchet:parked:' .. queue)) do
+for _, name in ipairs(redis.pcall('SMEMBERS', 'ratchet:parked:' .. queue)) do
     local parking = 'ratchet:parked:' .. queue .. '/' .. name
     local first = redis.call('ZRANGE', parking, 0, 0, 'WITHSCORES')
     if first[2] then oldest = math.max(oldest or 0, now - first[2]) end

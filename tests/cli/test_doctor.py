@@ -82,7 +82,7 @@ def test_a_replica_fails(command: Command, redis: SyncRedis) -> None:
 
 def test_missing_migrations_and_too_few_connections_fail(command: Command, postgres: EmbeddedPostgres) -> None:
     found = verdicts(command, exit_code=1, DATABASE_URL=postgres.url, WORKER_CONCURRENCY="300")
-    assert found["migrations"] == ("fails", "Missing up to worker_0002; run worker migrate.")
+    assert found["migrations"] == ("fails", "Missing up to worker_0003; run worker migrate.")
     assert found["connections"][0] == "fails"
     assert "A worker of concurrency 300 takes 305" in found["connections"][1]
     assert "relay" not in found

@@ -113,7 +113,7 @@ async def test_a_missing_migration_ends_run_and_sends_others_to_migrate(
 ) -> None:
     run, runs = [await start_worker(name, DATABASE_URL=postgres.url, WORKER_APP=APP) for name in ("run", "runs")]
     assert (await run.wait(), await runs.wait()) == (2, 2)
-    lacking = f"The database lacks the migrations of {APP} (WORKER_APP) up to worker_0002"
+    lacking = f"The database lacks the migrations of {APP} (WORKER_APP) up to worker_0003"
     assert run.output == f"Error: {lacking}; run worker migrate."
     assert runs.output == "Error: The database isn't up to date; run worker migrate."
 
@@ -122,7 +122,7 @@ def test_migrate_brings_an_empty_database_up_to_date_once(command: Command, post
     postgres.psql("create database test_migrate_command")
     try:
         url = postgres.database_url("test_migrate_command")
-        assert command("migrate", DATABASE_URL=url).stdout == f"Migrated {APP} to worker_0002.\n"
+        assert command("migrate", DATABASE_URL=url).stdout == f"Migrated {APP} to worker_0003.\n"
         assert command("migrate", DATABASE_URL=url).stdout == f"The database is up to date with {APP}.\n"
         assert command("runs", "--json", DATABASE_URL=url).stdout == ""
     finally:

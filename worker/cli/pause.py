@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.cli.endings import WRONG, Refusal
 from worker.cli.loading import load_app
 from worker.cli.reach import database
-from worker.job import NAME
+from worker.job import QUEUE
 from worker.pauses import Kind
 from worker.pauses import pause as pause_it
 from worker.pauses import resume as resume_it
@@ -35,7 +35,7 @@ def pause(queue: Queues = None, name: Names = None) -> None:
     for kind, each in chosen:
         if kind == "name" and each not in app.handlers:
             raise Refusal(f"WORKER_APP has no handler of the name {each!r}; worker schema lists those it has.", WRONG)
-        if kind == "queue" and not NAME.fullmatch(each):
+        if kind == "queue" and not QUEUE.fullmatch(each):
             raise Refusal(f"The queue is called {each!r}, and no queue can be; check the name.", WRONG)
     asyncio.run(_changed(settings, pause_it, chosen))
     for kind, each in chosen:
