@@ -20,10 +20,11 @@ IDLE_LIMIT_MS = 5_000
 """After so long without a statement PostgreSQL ends the transaction, and with it its locks."""
 ANSWERS_WITHIN_S = 60.0
 """What is brief takes milliseconds, beside the waits that have limits of their own: for a lock, and for Redis."""
-TURN = 0x7261746368_72
-"""The advisory lock of the relays' turns. ("ratchr" in ASCII.)"""
 BRIEF = 0x7261746368_62
-"""The advisory lock that all brief transactions share, which tells them from others. ("ratchb" in ASCII.)"""
+"""The advisory lock that all brief transactions share, which tells them from others. ("ratchb" in ASCII.)
+
+Whoever may connect may hold it: it is tried for, and never waited for.
+"""
 STUCK_S = 15
 """After so long a client that takes nothing of what it asked for counts as stopped."""
 
@@ -33,7 +34,7 @@ STUCK_S = 15
 _PREPARE = text("""
 select set_config('idle_in_transaction_session_timeout', :limit, true),
     set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true),
-    set_config('hash_mem_multiplier', '64', true), pg_advisory_xact_lock_shared(:brief)
+    set_config('hash_mem_multiplier', '64', true), pg_try_advisory_xact_lock_shared(:brief)
 """)
 # Where rows are larger than what the system holds between server and client, the server waits for its client in the
 # middle of a statement. No timeout of PostgreSQL's ends that. A handler's, which may be a slow export, isn't meant, nor
@@ -46,10 +47,9 @@ where locktype = 'advisory' and objsubid = 1 and classid::bigint << 32 | objid::
     and pg_has_role(usesysid, 'usage')
 """
 _END_STUCK = text(_STUCK)
-# Who has to wait for the turn looks for them first.
-_TAKE_TURN = text(f"""
-select case when pg_try_advisory_xact_lock(:lock) then 0 else ({_STUCK}) end as ended, pg_advisory_xact_lock(:lock)
-""")
+# The turn is a row's lock. An advisory one is everybody's who may connect, and whoever holds it holds up all relays.
+_TURN = "select from worker.relay_state for no key update"
+_TRY_TURN, _WAIT_FOR_TURN = text(f"{_TURN} skip locked"), text(_TURN)
 
 
 @asynccontextmanager
@@ -97,6 +97,7 @@ async def turn(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
     Raises DBAPIError with SQLSTATE 55P03 where another one's takes longer than the lock timeout.
     """
     async with brief_transaction(engine) as connection:
-        asked = {"lock": TURN, "brief": BRIEF, "stuck": STUCK_S}
-        _say_ended((await connection.execute(_TAKE_TURN, asked)).one().ended)
+        if (await connection.execute(_TRY_TURN)).rowcount == 0:
+            await end_stuck(connection)
+            await connection.execute(_WAIT_FOR_TURN)
         yield connection
