@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from jobs.csv_closing import Closing
 from jobs.csv_rows import Row, row_at, rows_from
-from jobs.lines import Lines
+from jobs.lines import MAX_LINE_BYTES, Lines
 from worker.errors import Permanent
 
 BOM = b"\xef\xbb\xbf"
@@ -109,6 +109,11 @@ class Reader:
             return Rows([], None, 0)
         for row in chain((self._following,) if self._following else (), self._rows):
             length = row.offset - start.offset
+            if row.is_place:
+                if length < MAX_CHUNK_BYTES:
+                    continue
+                following, belongs = row, start.parted if not rows else self._together is not None
+                break
             if rows and (len(rows) >= size or length >= MAX_CHUNK_BYTES):
                 belongs = _belong(rows[-1], row, self._together)
                 if not belongs or len(rows) >= size + MAX_TOGETHER or length >= 2 * MAX_CHUNK_BYTES:
@@ -118,7 +123,7 @@ class Reader:
         share = self._file.tell() / max(1, start.size)
         unchanged = _unchanged(self._file, self._name, start)
         read = len(rows) + (start.line - FIRST_LINE if start.rows is None else start.rows)
-        self._following, self.position = following, None
+        self._following, self.position = None if following and following.is_place else following, None
         if following is None:
             return Rows(rows, None, read)
         place = {"offset": following.offset, "line": following.line, "rows": read, "parted": belongs}
@@ -137,7 +142,7 @@ def _begin(lines: Lines, stat: os.stat_result, sha256: str, name: str, header: t
     mark = len(BOM) if first.startswith(BOM) else 0
     lines.put_back([first[mark:]])
     row, line = None, 1
-    while row is None and lines.has_more():
+    while row is None and lines.offset < MAX_LINE_BYTES and lines.has_more():
         row, taken = row_at(lines, line, len(header), Closing(lines))
         line += taken
     if row is None or row.fields != header:

@@ -4,7 +4,7 @@ A row that can't be read costs itself alone: its fault is told, and reading goes
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 from jobs.csv_closing import Closing
@@ -32,6 +32,11 @@ class Row(NamedTuple):
     """Without the blanks around them; none where there is a fault."""
     fault: str = ""
 
+    @property
+    def is_place(self) -> bool:
+        """Whether this is no row, but a place behind empty lines, of which there may be without end."""
+        return not self.fields and not self.fault
+
 
 class RowUnreadableError(ValueError):
     """The lines can't be a row; the text is the fault."""
@@ -41,6 +46,7 @@ def rows_from(lines: Lines, line: int, width: int) -> Iterator[Row]:
     """The rows from here on, the first at `line`, without empty lines. The lines are read in blocks, ahead of the rows.
 
     Where no line of a block needs a closer look, by far the most, they are all split at once: a third of the work.
+    Behind a block that ends with an empty line comes the place there, so that whoever reads may stop.
     """
     closing = Closing(lines)
     while True:
@@ -51,12 +57,7 @@ def rows_from(lines: Lines, line: int, width: int) -> Iterator[Row]:
         split = _plain(block)
         if split is None:
             lines.put_back(block)
-            end = offset + sum(map(len, block))
-            while lines.offset < end:
-                row, taken = row_at(lines, line, width, closing)
-                if row is not None:
-                    yield row
-                line += taken
+            line = yield from _one_by_one(lines, line, width, closing, offset + sum(map(len, block)))
             continue
         for raw, fields in zip(block, split, strict=False):  # split has one more, behind the last line break
             if len(fields) == width and fields != NOTHING:
@@ -65,6 +66,21 @@ def rows_from(lines: Lines, line: int, width: int) -> Iterator[Row]:
                 yield _row(line, offset, raw, fields, width)
             line += 1
             offset += len(raw)
+        if split[len(block) - 1] == NOTHING:
+            yield Row(line, offset, b"", ())
+
+
+def _one_by_one(lines: Lines, line: int, width: int, closing: Closing, end: int) -> Generator[Row, None, int]:
+    """As `rows_from`, of lines that need a closer look, up to `end`. Returns the number of the line behind them."""
+    row = None
+    while lines.offset < end:
+        row, taken = row_at(lines, line, width, closing)
+        if row is not None:
+            yield row
+        line += taken
+    if row is None:
+        yield Row(line, lines.offset, b"", ())
+    return line
 
 
 def _row(line: int, offset: int, raw: bytes, fields: list[str], width: int) -> Row:

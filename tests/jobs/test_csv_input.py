@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jobs.csv_closing import Closing
 from jobs.csv_input import Position
 from jobs.csv_rows import MAX_ROW_LINES, Row
-from jobs.lines import MAX_LINE_BYTES, Lines
+from jobs.lines import LINES_AHEAD, MAX_LINE_BYTES, Lines
 from tests.support.csv import read_rows
 from worker.errors import Permanent
 
@@ -236,6 +236,27 @@ def test_rows_behind_more_empty_lines_than_a_chunk_may_hold_are_read(
     monkeypatch.setattr("jobs.csv_input.MAX_CHUNK_BYTES", 10)
     rows = read(path, b"email,name\n" + b"\n" * 20 + b"a@x,A\nb@x,B\n", together=together)
     assert told(rows) == [(22, ("a@x", "A")), (23, ("b@x", "B"))]
+
+
+@pytest.mark.parametrize("together", [None, 0])
+@pytest.mark.parametrize("empty", [b"\n", b"\r\n"])
+def test_a_chunk_has_an_end_however_many_lines_are_empty(
+    path: Path, empty: bytes, together: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.csv_input.MAX_CHUNK_BYTES", 1_000)
+    path.write_bytes(b"email,name\na@x,A\n" + empty * 10_000 + b"a@x,B\n")
+    position, before, found = None, 0, list[int]()
+    while (rows := read_rows(path, HEADER, position, 1_000, together=together, max_unpacked=MAX_UNPACKED)).next:
+        position = rows.next
+        found.append(position.offset - before)
+        before = position.offset
+    assert max(found) < 1_000 + LINES_AHEAD * len(empty)
+
+
+def test_a_header_behind_more_empty_lines_than_anybody_looks_through_is_none(path: Path) -> None:
+    path.write_bytes(b"\n" * MAX_LINE_BYTES + b"email,name\na@x,A\n")
+    with pytest.raises(Permanent, match="doesn't begin with the header"):
+        read_rows(path, HEADER, None, 10, max_unpacked=MAX_UNPACKED)
 
 
 def totals(path: Path, position: Position | None) -> list[int]:

@@ -53,6 +53,14 @@ async def test_the_last_row_of_an_address_wins_and_every_row_is_counted(
     assert await rows(session, "select is_active from users where name = 'New'") == [(False,)]
 
 
+async def test_a_chunk_of_nothing_but_empty_lines_is_gone_past(
+    app: App, tmp_path: Path, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.csv_input.MAX_CHUNK_BYTES", 1_000)
+    result = await perform(app, put(tmp_path, "email,name\na@x,A\n" + "\n" * 5_000 + "b@x,B\n"), session)
+    assert (result["read"], result["inserted"]) == (2, 2)
+
+
 async def test_again_everything_is_updated(app: App, tmp_path: Path, session: AsyncSession) -> None:
     job = put(tmp_path, b"\xef\xbb\xbfemail,name\r\na@x,\xc3\x89va\r\n\r\nb@x,\r\n")
     assert (await perform(app, job, session))["inserted"] == 2
