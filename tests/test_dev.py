@@ -66,6 +66,21 @@ def test_postgres_loses_no_commit_in_a_crash() -> None:
         assert server.psql("SELECT n FROM kept") == "7"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as another user")
+def test_no_other_user_of_the_machine_comes_in_by_its_socket(postgres: EmbeddedPostgres) -> None:
+    command = [str(postgres._server_bin / "psql"), "-XqAt", postgres.url, "-c", "copy (select 1) to program 'cat'"]
+    done = subprocess.run(command, user="daemon", group="daemon", cwd="/", capture_output=True, text=True, check=False)
+    assert (done.returncode, "Permission denied" in done.stderr) == (2, True)
+
+
+def test_what_servers_write_is_their_own_users_alone(open_dir: Path, postgres: EmbeddedPostgres) -> None:
+    with EmbeddedValkey(open_dir / "valkey") as valkey:
+        modes = [
+            stat.S_IMODE(path.stat().st_mode) for path in (open_dir / "valkey", valkey.log_path, postgres.log_path)
+        ]
+    assert modes == [0o700, 0o600, 0o600]
+
+
 def test_what_neednt_survive_the_machine_stays_in_memory_where_there_is_room(
     postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

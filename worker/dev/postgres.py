@@ -18,6 +18,8 @@ NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB
 class EmbeddedPostgres(Embedded):
     """A PostgreSQL (18, unless another is named) that listens on a unix socket alone; user `postgres`, no password.
 
+    The socket is closed to all users of the machine but its own, and root.
+
     data_dir: where the databases stay; None: a temporary place that `close` removes.
     durable: False trades safety against a crash of the machine for speed: no fsync, and a temporary place is in memory,
         where there is room (to copy and drop a database took a third to a tenth of the time there). A crash of the
@@ -43,6 +45,8 @@ class EmbeddedPostgres(Embedded):
             within=None if durable else memory(),
         )
         self._socket_dir = self._make_dir(self._server.directory / "socket")
+        # Whoever comes through is the superuser, who may run programs.
+        self._socket_dir.chmod(0o700)
         self._data_dir = self._make_dir(
             reachable(data_dir, self._user) if data_dir else self._server.directory / "data"
         )

@@ -64,6 +64,7 @@ class Server:
         """Start the server and return when `ready` says so. Its output goes to `log_path`."""
         if self.is_running():
             raise EmbeddedServerError(f"{self._name} is already running with pid {self.pid}; stop it first.")
+        self.log_path.touch(mode=0o600)  # it quotes statements that failed
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,

@@ -30,7 +30,7 @@ class EmbeddedValkey(Embedded):
 
     def start(self) -> None:
         directory = self._data_dir or self._server.directory
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # Valkey's files in it are open to all
         self._server.launch(
             [
                 *(
