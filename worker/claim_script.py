@@ -21,7 +21,7 @@ OTHERS_FIRST_MS = 1_000
 # Now is Redis's own clock, never a worker's. A job that another worker holds (a stock arq worker, say) is passed over
 # and its score never moved. A large message comes alone, so that a batch of them can't fill the memory. A key of the
 # wrong type must not keep other jobs from being claimed: MGET takes it for a missing one, the rest goes through pcall,
-# whose error is an empty list to ipairs.
+# whose error is an empty list to ipairs. Of a limit whose key is no sorted set nothing starts, and others do.
 #
 # A message from the outbox never expires; another's expiry is taken away, or it could run out while the job runs or
 # is parked. Plain arq functions keep it: arq promises that such a job is neither started nor tried again after it.
@@ -64,7 +64,7 @@ end
 -- has seen; who has just started has seen none.
 local since, opens_at = '', 0
 local function look_for_wipe()
-    local mark = redis.call('GET', 'ratchet:since') or ''
+    local mark = redis.call('MGET', 'ratchet:since')[1] or ''
     local made, wiped = string.match(mark, '^(%d+)(w?)$')
     since = made or tostring(now)
     if seen ~= '' and seen ~= since then wiped = 'w' end
@@ -85,14 +85,16 @@ local function room(gate, suspect, goes_on)
         if gate.max then
             local permits = 'ratchet:permits:' .. gate.key
             -- Not in the millisecond in which it ends: the in-progress key still stands, and another job would get it.
-            redis.call('ZREMRANGEBYSCORE', permits, '-inf', '(' .. now)
-            gate.permits = now < opens_at and 0 or gate.max - redis.call('ZCARD', permits)
+            redis.pcall('ZREMRANGEBYSCORE', permits, '-inf', '(' .. now)
+            local held = redis.pcall('ZCARD', permits)
+            gate.permits = now >= opens_at and type(held) == 'number' and gate.max - held or 0
         end
         if gate.count then
             local starts = 'ratchet:rate:' .. gate.key
-            redis.call('ZREMRANGEBYSCORE', starts, '-inf', now - gate.per)
-            redis.call('ZREMRANGEBYSCORE', starts, '(' .. now + gate.per, '+inf')  -- a clock that was set back
-            gate.tokens = gate.count - redis.call('ZCARD', starts)
+            redis.pcall('ZREMRANGEBYSCORE', starts, '-inf', now - gate.per)
+            redis.pcall('ZREMRANGEBYSCORE', starts, '(' .. now + gate.per, '+inf')  -- a clock that was set back
+            local started = redis.pcall('ZCARD', starts)
+            gate.tokens = type(started) == 'number' and gate.count - started or 0
         end
     end
     return math.min(gate.permits, goes_on and want or gate.tokens) - (suspect and 0 or gate.kept)
@@ -102,7 +104,8 @@ end
 local function started_at(gate, id)
     if not gate or not gate.count then return nil end
     room(gate)  -- which forgets what a rate counts no more
-    return redis.call('ZSCORE', 'ratchet:rate:' .. gate.key, id .. '/') or nil
+    local at = redis.pcall('ZSCORE', 'ratchet:rate:' .. gate.key, id .. '/')
+    return type(at) == 'string' and at or nil
 end
 
 local function start(gate, id, suspect, started)
@@ -128,12 +131,12 @@ local function opens(gate)
     if gate.max == 0 then return nil end
     local at = now + 1
     if gate.tokens <= 0 then
-        local first = redis.call('ZRANGE', 'ratchet:rate:' .. gate.key, 0, 0, 'WITHSCORES')
+        local first = redis.pcall('ZRANGE', 'ratchet:rate:' .. gate.key, 0, 0, 'WITHSCORES')
         at = math.max(at, math.ceil(tonumber(first[2] or 0) + gate.per))
     end
     if gate.kept > 0 then at = math.max(at, now + redis.call('PTTL', 'ratchet:kept:' .. gate.key)) end
     if gate.permits <= 0 then
-        local first = redis.call('ZRANGE', 'ratchet:permits:' .. gate.key, 0, 0, 'WITHSCORES')
+        local first = redis.pcall('ZRANGE', 'ratchet:permits:' .. gate.key, 0, 0, 'WITHSCORES')
         at = math.max(at, tonumber(first[2] or 0) + 1)
         if now < opens_at then at = math.ceil(opens_at) end
     end
@@ -165,7 +168,7 @@ local function park(queue, source, gate, id, score, message)
     local size = #message
     if string.sub(message, -7) ~= ',"o":1}' then redis.call('PERSIST', 'arq:job:' .. id) end
     redis.call('ZREM', source, id)
-    redis.call('ZREM', 'ratchet:leases:' .. queue, id)
+    redis.pcall('ZREM', 'ratchet:leases:' .. queue, id)
     redis.call('ZADD', parking(queue, gate.key), 'NX', score, id)
     redis.call('SADD', 'ratchet:parked:' .. queue, gate.key)
     tell_of(gate)
@@ -177,12 +180,9 @@ end
 
 local function postpone(queue, gate, id, suspect)
     redis.call('ZADD', queue, now + SUSPECT_WAITS_MS, id)
-    if suspect then
-        redis.call('ZADD', 'ratchet:leases:' .. queue, now + SUSPECT_WAITS_MS, id)
-        redis.call('SET', 'ratchet:kept:' .. gate.key, 1, 'PX', 2 * SUSPECT_WAITS_MS)
-        gate.kept = 1
-    end
-    waiting[gate.key], parked = gate, parked + 1
+            redis.pcall('ZREMRANGEBYSCORE', permits, '-inf', '(' .. now)
+            local held = redis.pcall('ZCARD', permits)
+            gate.permits = now >= opens_at and type(held) == 'number' and gate.max - held or 0
 end
 
 -- Who puts back a job that it can't run gives it half a millisecond, which no time has else. Workers that wake when it
@@ -264,7 +264,7 @@ local function take(queue, source, found, scored, suspect)
     end
     if source ~= queue then redis.call('ZREM', source, unpack(chosen)) end
     redis.call('ZADD', queue, unpack(held))
-    redis.call('ZADD', 'ratchet:leases:' .. queue, unpack(held))
+    redis.pcall('ZADD', 'ratchet:leases:' .. queue, unpack(held))
     return over
 end
 
@@ -273,7 +273,7 @@ local function take_expired(queue)
     for _ = 1, pages do
         local size, found, scored = math.min(want - #ids, page), {}, {}
         if full or size <= 0 then return end
-        local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', behind, size)
+        local expired = redis.pcall('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', behind, size)
         if #expired == 0 then return end
         for i, score in ipairs(redis.call('ZMSCORE', queue, unpack(expired))) do
             if score and tonumber(score) <= now then

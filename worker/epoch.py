@@ -72,8 +72,9 @@ async def _read(connection: AsyncConnection, lock: str = "") -> Row[Any]:
 
 async def _seen(redis: Redis, installation: str) -> tuple[str | None, str]:
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.get(MARKER_KEY + installation)
+        pipe.mget([MARKER_KEY + installation])  # to GET a key of another type would be an error
         pipe.info("server")
-        marker, server = await pipe.execute()
+        [marker], server = await pipe.execute()
     found: dict[str, Any] = server
-    return (marker.decode() if marker else None), str(found.get("run_id", ""))
+    # What isn't ours is no marker, and is replaced by one.
+    return (marker.decode("utf-8", "backslashreplace") if marker else None), str(found.get("run_id", ""))

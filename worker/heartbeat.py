@@ -58,7 +58,7 @@ async def farewell(redis: Redis, name: str) -> None:
 async def live_workers(redis: Redis) -> list[Heartbeat]:
     """The workers that live, by host and pid. What another version wrote and this one can't read is left out."""
     names: list[bytes] = await redis.zrange(WORKERS_SET, 0, -1)
-    beats: list[bytes | None] = await redis.mget([WORKER_KEY + name.decode() for name in names]) if names else []
+    beats: list[bytes | None] = await redis.mget([WORKER_KEY.encode() + name for name in names]) if names else []
     return sorted(filter(None, map(_read, beats)), key=lambda worker: (worker.host, worker.pid))
 
 

@@ -8,8 +8,8 @@ local until_ms = time[1] * 1000 + math.floor(time[2] / 1000) + lease
 local function hold(id, token, queue, limited)
     redis.call('SET', 'arq:in-progress:' .. id, token, 'PX', lease)
     redis.call('ZADD', queue, 'XX', until_ms, id)
-    redis.call('ZADD', 'ratchet:leases:' .. queue, until_ms, id)
-    if limited ~= '' then redis.call('ZADD', 'ratchet:permits:' .. limited, until_ms, id) end
+    redis.pcall('ZADD', 'ratchet:leases:' .. queue, until_ms, id)
+    if limited ~= '' then redis.pcall('ZADD', 'ratchet:permits:' .. limited, until_ms, id) end
 end
 """
 

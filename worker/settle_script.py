@@ -59,8 +59,8 @@ end
 
 local function keep_start(name, id, token)
     local starts, member = 'ratchet:rate:' .. name, id .. '/' .. string.match(token, '^[^:]*')
-    local at = redis.call('ZSCORE', starts, member)
-    if not at then return end
+    local at = redis.pcall('ZSCORE', starts, member)
+    if type(at) ~= 'string' then return end
     redis.call('ZREM', starts, member)
     redis.call('ZADD', starts, at, id .. '/')
 end
@@ -81,7 +81,7 @@ for n = 1, #tokens do
     if settled[n] == 1 then
         add(freed, queue, id)
         if limited ~= '' then
-            redis.call('ZREM', 'ratchet:permits:' .. limited, id)
+            redis.pcall('ZREM', 'ratchet:permits:' .. limited, id)
             woken['/' .. limited] = true
         end
         if rated then keep_start(rated, id, token) end
@@ -113,7 +113,7 @@ for queue, ids in pairs(ended) do
 end
 for queue, ids in pairs(offered) do redis.pcall('ZADD', queue, 'XX', unpack(ids)) end
 for queue, ids in pairs(freed) do redis.pcall('ZREM', 'ratchet:leases:' .. queue, unpack(ids)) end
-for queue, ids in pairs(suspects) do redis.call('ZADD', 'ratchet:leases:' .. queue, unpack(ids)) end
+for queue, ids in pairs(suspects) do redis.pcall('ZADD', 'ratchet:leases:' .. queue, unpack(ids)) end
 if #gone > 0 then redis.call('DEL', unpack(gone)) end
 for queue, is_due in pairs(woken) do
     if is_due then wake(queue) end
