@@ -68,8 +68,8 @@ async def connect(url: str, application: str, *, pgbouncer: bool = False) -> Dri
             return await _connect(host, application, CONNECT_TIMEOUT_S / len(hosts), pgbouncer=pgbouncer)
         except REFUSALS as error:  # before ValueError, which a certificate's error is too
             raise DatabaseAway(error) from error
-        except ValueError as error:
-            raise SettingsError(UNREADABLE) from error
+        except ValueError:
+            raise SettingsError(UNREADABLE) from None
         except _FAILURES as error:
             if "unsupported startup parameter" in str(error):
                 raise SettingsError(POOLER) from error
@@ -77,7 +77,7 @@ async def connect(url: str, application: str, *, pgbouncer: bool = False) -> Dri
     raise DatabaseAway(*failures) from failures[-1]
 
 
-# asyncpg's own text may quote the password.
+# The text of what raised may quote the password: it isn't told here, and not in the traceback that --debug shows.
 UNREADABLE = (
     "DATABASE_URL can't be used: asyncpg can't read it; check its parts, and write special characters of user "
     "and password as %XX."
@@ -91,8 +91,8 @@ def _hosts(url: str) -> list[str]:
     try:
         hosts = each_host(plain_url(url))
         fault = certificates_fault(url)
-    except ValueError as error:
-        raise SettingsError(UNREADABLE) from error
+    except ValueError:
+        raise SettingsError(UNREADABLE) from None
     if fault:
         raise SettingsError(f"DATABASE_URL can't be used: {fault}.")
     return hosts

@@ -104,3 +104,10 @@ def test_no_refusal_tells_one_either(command: Command, env: dict[str, str]) -> N
     for result in told:
         assert PASSWORD not in result.output
         assert PAYLOAD not in result.output
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:{}/x@127.0.0.1:1/x", "postgresql://u:1?{}@127.0.0.1:1/x"])
+def test_nor_does_the_traceback_of_a_url_that_can_t_be_read(url: str, command: Command) -> None:
+    told = command("status", "--debug", exit_code=2, DATABASE_URL=url.format(PASSWORD)).output
+    assert "SettingsError" in told
+    assert PASSWORD not in told
