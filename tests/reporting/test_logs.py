@@ -156,6 +156,14 @@ def test_a_traceback_has_its_texts_where_payloads_are_logged(capsys: pytest.Capt
     assert "ValueError: ann@example.org" in lines(capsys)[0]["exception"]
 
 
+def test_an_error_s_text_steers_no_terminal_either(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(settings_with(log_format="console", log_payloads=True))
+    structlog.get_logger().error("fault", exc_info=raised(ValueError("a\x1b[2J\x9b2J\rb")))
+    written = capsys.readouterr().err
+    assert "ValueError: a\\x1b[2J\\x9b2J\\rb" in written
+    assert written.replace("\n", "").isprintable()
+
+
 def test_the_stock_arq_command_writes_no_line_twice_and_no_error_s_text(capsys: pytest.CaptureFixture[str]) -> None:
     logging.config.dictConfig(default_log_config(verbose=False))
     configure(settings_with())

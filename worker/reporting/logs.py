@@ -112,8 +112,8 @@ def _finish(settings: LogSettings, *, colors: bool) -> list[Processor]:
         ]
     return [
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
-        _escape,
         tracebacks,
+        _escape,
         _sort,
         structlog.dev.ConsoleRenderer(
             colors=colors, pad_event_to=0, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
@@ -227,8 +227,11 @@ def _add_extra(_logger: WrappedLogger, _method: str, event: EventDict) -> EventD
 
 
 def _escape(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """No value may break a line or steer a terminal: an id that a producer chose can hold anything."""
+    """No value may break a line or steer a terminal: an id that a producer chose can hold anything.
+
+    A traceback has lines of its own, and an error's text at its end.
+    """
     for key, value in event.items():
         if isinstance(value, str):
-            event[key] = printable(value)
+            event[key] = "\n".join(map(printable, value.split("\n"))) if key == "exception" else printable(value)
     return event
