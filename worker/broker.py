@@ -104,7 +104,11 @@ def check_url(url: str) -> None:
         database = "" if by_sentinels or url.startswith("unix://") else urlsplit(url).path.strip("/")
         int(database or 0)  # redis-py would take 0 for what is no number
     except (ValueError, TypeError):
-        form = f"{SENTINEL}host:port,host:port/service" if by_sentinels else "redis://user:password@host:port/0"
+        form = (
+            f"{SENTINEL}host:port,host:port/service without any ?options"
+            if by_sentinels
+            else "redis://user:password@host:port/0"
+        )
         raise ValueError(
             f"it can't be read; write it as {form}, with special characters of the password as %XX"
         ) from None
@@ -139,6 +143,9 @@ def _sentinel(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
     credentials, _, hosts = parts.netloc.rpartition("@")
     service, _, database = parts.path.strip("/").partition("/")
     addresses = [host.rpartition(":") for host in hosts.split(",") if host]
+    if parts.query or parts.fragment:
+        # Nobody would heed them, and who asks for TLS must not be given a connection without it.
+        raise ValueError("The URL has options.")
     if not service or not addresses or not all(host and port.isdigit() for host, _, port in addresses):
         raise ValueError("The URL names no sentinels.")
     username, _, password = credentials.partition(":")

@@ -125,6 +125,8 @@ async def test_rediss_is_tls_with_the_options_of_the_url() -> None:
         "rediss://:hunter2@h?db=hunter2",
         "redis+sentinel://:hunter2@h:1",
         "redis+sentinel://:hunter2@h/main",
+        "redis+sentinel://:hunter2@h:1/main?ssl=true",
+        "redis+sentinel://h:1/main?password=hunter2",
         "redis+sentinel:///main",
         "redis+sentinel://:hunter2@h:1/main/name",
         "hunter2",
