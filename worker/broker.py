@@ -3,7 +3,7 @@
 import ssl
 from collections.abc import Mapping
 from typing import Any, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
 from arq.connections import ArqRedis, RedisSettings
@@ -116,7 +116,8 @@ def check_url(url: str) -> None:
 
 def _checks(url: str) -> dict[str, Any]:
     """The name in a certificate is checked unless the URL says otherwise, as redis-py does from 6 on."""
-    checks = url.startswith("rediss://") and "ssl_cert_reqs=none" not in url
+    asked = parse_qs(urlsplit(url).query).get("ssl_cert_reqs", [])
+    checks = url.startswith("rediss://") and "none" not in asked
     return {"ssl_check_hostname": True} if checks else {}
 
 

@@ -104,6 +104,11 @@ async def test_the_thread_that_renews_leases_gets_its_password_where_the_client_
     await client.aclose()
 
 
+def test_a_password_says_nothing_of_certificates() -> None:
+    client = connect_broker("rediss://:ssl_cert_reqs=none@h")
+    assert client.connection_pool.connection_kwargs["ssl_check_hostname"] is True
+
+
 async def test_rediss_is_tls_with_the_options_of_the_url() -> None:
     client = connect_broker("rediss://h?ssl_cert_reqs=none")
     assert issubclass(client.connection_pool.connection_class, SSLConnection)
