@@ -3,25 +3,19 @@
 What can be asked or told of many jobs at once is, since each redis.call costs a microsecond.
 """
 
-from worker.lease import RENEWALS_PER_LEASE
+from worker.limit_script import LIMITS
 
 PAGE, PAGES = 100, 20
 """A claim looks past so many jobs of a queue that somebody else holds, in so many steps; the next goes on behind."""
 STEP = 16
 """Messages that are read at once, so that at most so many large ones are read in vain."""
-SUSPECT_WAITS_MS = 1_000
-"""When a suspect, or a job that has its start, is looked at again where a limit keeps it from going on."""
-LIMIT_STAYS_MS = 30_000
-"""How long what a limit has parked is left to who knows that limit, and tells of it with each claim that meets it."""
-SETTLES_MS = 1_000
-"""Beyond a renewal: after a wipe jobs whose number is limited wait for so long."""
 OTHERS_FIRST_MS = 1_000
 """For which a job that was put back since its function isn't known is left to others. Stock arq looks each 500 ms."""
 
 # Now is Redis's own clock, never a worker's. A job that another worker holds (a stock arq worker, say) is passed over
 # and its score never moved. A large message comes alone, so that a batch of them can't fill the memory. A key of the
 # wrong type must not keep other jobs from being claimed: MGET takes it for a missing one, the rest goes through pcall,
-# whose error is an empty list to ipairs. Of a limit whose key is no sorted set nothing starts, and others do.
+# whose error is an empty list to ipairs.
 #
 # A message from the outbox never expires; another's expiry is taken away, or it could run out while the job runs or
 # is parked. Plain arq functions keep it: arq promises that such a job is neither started nor tried again after it.
@@ -30,12 +24,6 @@ OTHERS_FIRST_MS = 1_000
 # and with a long backlog a killed worker's jobs would wait for all of it. They are suspects: whoever had them neither
 # ended them nor gave them back, so one of them may have killed it (worker/suspects). One that isn't due any more was
 # put back, or enqueued anew, by somebody who knows nothing of leases.
-#
-# A job that its name's limit keeps from starting is parked: moved out of the queue, with its score, so that no claim
-# meets it again before it may start. A suspect isn't, since only its place in `ratchet:leases` says that it is one: it
-# waits for a second, and a place is kept for it meanwhile, or what is parked would always be quicker. Nor is one that
-# has its start, which would wait there for another.
-# What is asked of limits comes as `worker.limits.Gate.arguments`.
 #
 # A Redis at its maxmemory refuses what may need more, in a script up to its first write. So the first is one that needs
 # none, here, where jobs are settled, and where leases are renewed: or what lies in a full Redis could never leave it.
@@ -52,139 +40,9 @@ local counts, passed, bytes, full, more = {}, {}, 0, false, false
 local parked, parked_bytes, waiting, unparked = 0, 0, {}, {}
 local are_aborts = redis.pcall('ZCARD', 'arq:abort') ~= 0
 
-local gates, gate_of_name = {}, {}
-for i = 12 + #KEYS, #ARGV, 5 do
-    local name, key, max, count, per = unpack(ARGV, i, i + 4)
-    gates[key] = gates[key] or {key = key, max = tonumber(max), count = tonumber(count), per = tonumber(per)}
-    gate_of_name[name] = gates[key]
-end
-
--- A wipe takes permits away, and workers restore those of what they run with their next renewal. Until then nobody
--- knows what runs, so no job starts whose number is limited. A wipe is known by a mark that is another than this worker
--- has seen; who has just started has seen none.
-local since, opens_at = '', 0
-local function look_for_wipe()
-    local mark = redis.call('MGET', 'ratchet:since')[1] or ''
-    local made, wiped = string.match(mark, '^(%d+)(w?)$')
-    since = made or tostring(now)
-    if seen ~= '' and seen ~= since then wiped = 'w' end
-    if mark ~= since .. (wiped or '') then redis.call('SET', 'ratchet:since', since .. (wiped or '')) end
-    if wiped == 'w' then opens_at = since + lease / RENEWALS_PER_LEASE + SETTLES_MS end
-end
-
-for _, gate in pairs(gates) do
-    if gate.max and since == '' then look_for_wipe() end
-end
-
--- How many jobs may start now: as many as there are permits, and as the rate has left. One of them may be a suspect's.
--- Who `goes_on` has its start.
-local function room(gate, suspect, goes_on)
-    if not gate.permits then
-        gate.permits, gate.tokens = want, want
-        gate.kept = redis.call('EXISTS', 'ratchet:kept:' .. gate.key)
-        if gate.max then
-            local permits = 'ratchet:permits:' .. gate.key
-            -- Not in the millisecond in which it ends: the in-progress key still stands, and another job would get it.
-            redis.pcall('ZREMRANGEBYSCORE', permits, '-inf', '(' .. now)
-            local held = redis.pcall('ZCARD', permits)
-            gate.permits = now >= opens_at and type(held) == 'number' and gate.max - held or 0
-        end
-        if gate.count then
-            local starts = 'ratchet:rate:' .. gate.key
-            redis.pcall('ZREMRANGEBYSCORE', starts, '-inf', now - gate.per)
-            redis.pcall('ZREMRANGEBYSCORE', starts, '(' .. now + gate.per, '+inf')  -- a clock that was set back
-            local started = redis.pcall('ZCARD', starts)
-            gate.tokens = type(started) == 'number' and gate.count - started or 0
-        end
-    end
-    return math.min(gate.permits, goes_on and want or gate.tokens) - (suspect and 0 or gate.kept)
-end
-
--- When a job started that goes on, or that was put back before it had begun (worker/settle_script.py).
-local function started_at(gate, id)
-    if not gate or not gate.count then return nil end
-    room(gate)  -- which forgets what a rate counts no more
-    local at = redis.pcall('ZSCORE', 'ratchet:rate:' .. gate.key, id .. '/')
-    return type(at) == 'string' and at or nil
-end
-
-local function start(gate, id, suspect, started)
-    gate.permits = gate.permits - 1
-    if gate.max then redis.call('ZADD', 'ratchet:permits:' .. gate.key, now + lease, id) end
-    if started then
-        redis.call('ZREM', 'ratchet:rate:' .. gate.key, id .. '/')
-    else
-        gate.tokens = gate.tokens - 1
-    end
-    if gate.count then
-        redis.call('ZADD', 'ratchet:rate:' .. gate.key, started or now, id .. '/' .. token)
-        redis.call('PEXPIRE', 'ratchet:rate:' .. gate.key, math.ceil(gate.per) + 1)
-    end
-    if suspect and gate.kept > 0 then
-        redis.call('DEL', 'ratchet:kept:' .. gate.key)
-        gate.kept = 0
-    end
-end
-
--- When one may start again, as far as that can be known; a permit may be given back sooner.
-local function opens(gate)
-    if gate.max == 0 then return nil end
-    local at = now + 1
-    if gate.tokens <= 0 then
-        local first = redis.pcall('ZRANGE', 'ratchet:rate:' .. gate.key, 0, 0, 'WITHSCORES')
-        at = math.max(at, math.ceil(tonumber(first[2] or 0) + gate.per))
-    end
-    if gate.kept > 0 then at = math.max(at, now + redis.call('PTTL', 'ratchet:kept:' .. gate.key)) end
-    if gate.permits <= 0 then
-        local first = redis.pcall('ZRANGE', 'ratchet:permits:' .. gate.key, 0, 0, 'WITHSCORES')
-        at = math.max(at, tonumber(first[2] or 0) + 1)
-        if now < opens_at then at = math.ceil(opens_at) end
-    end
-    return at
-end
-
-local function gate_for(message)
-    if not message or not next(gate_of_name) then return nil end
-    local name = string.match(message, '^%s*{%s*"t"%s*:%s*%w+%s*,%s*"f"%s*:%s*"([%w_.:-]+)"')
-    if not name and #message <= limit then
-        local ok, body = pcall(cjson.decode, message)
-        name = ok and type(body) == 'table' and body['f']
-    end
-    return gate_of_name[name or '']
-end
-
--- A pause says nothing: with its end whoever looks next may have what it held back.
-local function tell_of(gate)
-    if gate.max == 0 or gate.is_told then return end
-    redis.call('SET', 'ratchet:limit:' .. gate.key, 1, 'PX', LIMIT_STAYS_MS)
-    gate.is_told = true
-end
-
-local function parking(queue, key)
-    return 'ratchet:parked:' .. queue .. '/' .. key
-end
-
-local function park(queue, source, gate, id, score, message)
-    local size = #message
-    if string.sub(message, -7) ~= ',"o":1}' then redis.call('PERSIST', 'arq:job:' .. id) end
-    redis.call('ZREM', source, id)
-    redis.pcall('ZREM', 'ratchet:leases:' .. queue, id)
-    redis.call('ZADD', parking(queue, gate.key), 'NX', score, id)
-    redis.call('SADD', 'ratchet:parked:' .. queue, gate.key)
-    tell_of(gate)
-    waiting[gate.key], parked_bytes = gate, parked_bytes + size
-    -- What another's gate had parked stood in nobody's way.
-    if source == queue and not unparked[id] then parked = parked + 1 end
-    full = parked_bytes > 8 * limit
-end
-
-local function postpone(queue, gate, id, suspect)
-    redis.call('ZADD', queue, now + SUSPECT_WAITS_MS, id)
-            redis.pcall('ZREMRANGEBYSCORE', permits, '-inf', '(' .. now)
-            local held = redis.pcall('ZCARD', permits)
-            gate.permits = now >= opens_at and type(held) == 'number' and gate.max - held or 0
-end
-
+"""
+    + LIMITS
+    + """
 -- Who puts back a job that it can't run gives it half a millisecond, which no time has else. Workers that wake when it
 -- is due would take it each time before a stock arq worker, which may be the only one that knows it, has looked.
 local function is_for_others(score)
@@ -374,9 +232,5 @@ return {
     now, parked, (full or more) and 1 or 0, reopens, are_aborts and 1 or 0, since, passed, counts,
     ids, scores, messages, failures, aborted, limited, suspects, rated
 }
-""".replace("SUSPECT_WAITS_MS", str(SUSPECT_WAITS_MS))
-    .replace("LIMIT_STAYS_MS", str(LIMIT_STAYS_MS))
-    .replace("OTHERS_FIRST_MS", str(OTHERS_FIRST_MS))
-    .replace("SETTLES_MS", str(SETTLES_MS))
-    .replace("RENEWALS_PER_LEASE", str(RENEWALS_PER_LEASE))
+""".replace("OTHERS_FIRST_MS", str(OTHERS_FIRST_MS))
 )

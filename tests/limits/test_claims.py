@@ -14,10 +14,10 @@ from tests.consumer.jobs import Ping, Pong
 from tests.support.waiting import wait_until
 from worker.cancel import cancel
 from worker.claim import Claim
-from worker.claim_script import LIMIT_STAYS_MS, SETTLES_MS
 from worker.claims import Claims
 from worker.endings import Finish, PutBack
 from worker.job import Job
+from worker.limit_script import LIMIT_STAYS_MS, SETTLES_MS
 from worker.limits import Gate, Limits, Paused, Rate
 from worker.queue import Queue
 from worker.sweep import WHOLE
