@@ -73,17 +73,17 @@ async def test_the_versions_of_another_application_are_no_later_ones_of_this(dat
 async def test_one_history_is_applied_though_the_database_is_ahead_in_another(database_url: str, letters: Path) -> None:
     """A deploy that upgrades the runtime was rolled back, and the next brings a version of the domain."""
     before = await versions(database_url)
-    later = "update worker.alembic_version set version_num = 'worker_9999' where version_num = 'worker_0002'"
+    later = "update worker.alembic_version set version_num = 'worker_9999' where version_num = 'worker_0003'"
     assert await versions_missing_after(database_url, later) == set()
     await asyncio.to_thread(migrate, database_url, [JOBS_MIGRATIONS, letters])
-    assert await versions(database_url) == {*before, "letters_0001", "worker_9999"} - {"worker_0002"}
+    assert await versions(database_url) == {*before, "letters_0001", "worker_9999"} - {"worker_0003"}
     assert await versions_missing_after(database_url, "select from letter") == set()
 
 
 async def test_a_database_that_was_migrated_before_bases_were_noted_counts_versions(database_url: str) -> None:
     older = "alter table worker.alembic_version drop column bases"
     assert await versions_missing_after(database_url, older) == set()
-    later = "update worker.alembic_version set version_num = 'worker_9999' where version_num = 'worker_0002'"
+    later = "update worker.alembic_version set version_num = 'worker_9999' where version_num = 'worker_0003'"
     assert await versions_missing_after(database_url, later) == set()
     behind = "delete from worker.alembic_version where version_num = 'worker_9999'"
-    assert await versions_missing_after(database_url, behind) == {"worker_0002"}
+    assert await versions_missing_after(database_url, behind) == {"worker_0003"}

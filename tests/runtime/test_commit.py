@@ -121,11 +121,11 @@ async def test_the_timeout_ends_before_the_commit(bench: Bench) -> None:
         await effect(session, "work")
         await slow_commit(session, KEY)
 
-    handler = Handler(Note, working, timeout=timedelta(milliseconds=100))
+    handler = Handler(Note, working, timeout=timedelta(milliseconds=500))
     async with bench.locked(KEY):
         attempt = asyncio.create_task(bench.run(handler, await bench.enqueued(Note())))
         await wait_until(bench.is_waiting)
-        done, _ = await asyncio.wait([attempt], timeout=0.3)
+        done, _ = await asyncio.wait([attempt], timeout=0.7)
         assert not done
     assert await attempt == Completed(None)
 
