@@ -100,9 +100,6 @@ async def _enqueue(connection: AsyncConnection, cron: Cron, due: datetime) -> No
 
 
 async def _note(connection: AsyncConnection, cron: Cron, scheduled_at: datetime, job_id: str | None) -> bool:
-    """False: somebody else has noted it under one of its names, or a later one. Then all is rolled back."""
+    """False: somebody else has noted it under one of its names, or a later one."""
     note = {"names": cron.names, "at": scheduled_at, "job_id": job_id}
-    is_noted = (await connection.execute(_NOTE, note)).rowcount == len(cron.names)
-    if not is_noted:
-        await connection.rollback()
-    return is_noted
+    return (await connection.execute(_NOTE, note)).rowcount == len(cron.names)

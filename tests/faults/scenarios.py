@@ -391,6 +391,17 @@ async def _held_by(stage: Stage, holder: Driver) -> str:
     return job_id
 
 
+async def out_of_turn(stage: Stage) -> Asked:
+    """Somebody has the relays' turn, until one has waited for it."""
+    person = await stage.zombie("psql")
+    await person.execute("begin")
+    await person.execute("select from worker.relay_state for update")
+    asked = await keyed(stage)
+    await stage.comes_to("brief:turn:3")
+    await person.execute("rollback")
+    return asked
+
+
 async def renewing(stage: Stage) -> Asked:
     """The lease's thread seems to renew while the job ends, until somebody has waited for it."""
     await stage.settles_in()
@@ -475,7 +486,7 @@ SCENARIOS = (
     *(Scenario(ask.__name__, ask) for ask in (wiped, unreadable, expired, aborted)),
     *(Scenario(ask.__name__, ask) for ask in (aborted_running, aborted_between, aborted_gathering)),
     *(Scenario(ask.__name__, ask) for ask in (snoozing, cancelling, enqueueing, writing, rolling_back, overtaken)),
-    *(Scenario(ask.__name__, ask) for ask in (held, held_by_a_person)),
+    *(Scenario(ask.__name__, ask) for ask in (held, held_by_a_person, out_of_turn)),
     Scenario("renewing", renewing, settings={"lease": 60}),
     *(Scenario(ask.__name__, ask, schedule=[YEARLY]) for ask in (away, first_deploy)),
     Scenario("burst", outbox, worker=partial(app_worker, burst=True)),

@@ -184,7 +184,7 @@ async def test_a_tick_is_enqueued_once_while_a_deploy_renames_its_job(hands: Han
         await hands.sql("update worker.cron_tick set scheduled_at = scheduled_at - interval '3 hours'")
 
 
-async def test_a_tick_that_another_notes_under_the_old_name_meanwhile_is_noted_under_no_other(hands: Hands) -> None:
+async def test_a_tick_that_another_notes_under_the_old_name_meanwhile_is_enqueued_by_nobody_else(hands: Hands) -> None:
     await last_tick(hands, "3 hours")
     cron = Cron(Renamed(), "0 * * * *", grace=timedelta(days=1))
     [[now]] = await hands.sql("select date_trunc('hour', now())")
@@ -200,7 +200,7 @@ async def test_a_tick_that_another_notes_under_the_old_name_meanwhile_is_noted_u
         await theirs.commit()
         await enqueuing
     assert await hands.rows() == []
-    assert [tick.name for tick in await ticks(hands)] == ["test.play", "test.play"]
+    assert len(await ticks(hands)) == 3
 
 
 async def test_a_tick_missed_while_a_deploy_renames_its_job_is_made_up_for(hands: Hands) -> None:
