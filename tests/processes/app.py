@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from multiprocessing.synchronize import Event
 
 import structlog
@@ -46,6 +48,10 @@ class Meddle(Job, name="meddle"):
     """Cancels all tasks there are."""
 
 
+class Upset(Job, name="upset"):
+    """Makes fail what the lifespan of `refreshing` has started."""
+
+
 class Fork(Job, name="fork"):
     """Forks a process, asks it to end, and says with what it did."""
 
@@ -53,6 +59,7 @@ class Fork(Job, name="fork"):
 
 
 HOARD: list[bytes] = []
+UPSET = asyncio.Event()
 
 
 async def step(job: Step, session: AsyncSession) -> None:
@@ -79,6 +86,23 @@ async def leave(job: Leave, session: AsyncSession) -> None:
 async def meddle(job: Meddle, session: AsyncSession) -> None:
     for task in asyncio.all_tasks():
         task.cancel()
+
+
+async def upset(job: Upset, session: AsyncSession) -> None:
+    UPSET.set()
+
+
+@asynccontextmanager
+async def refreshed() -> AsyncGenerator[None]:
+    """With a task beside the jobs, whose failure cancels the one that has opened it."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_refresh())
+        yield
+
+
+async def _refresh() -> None:
+    await UPSET.wait()
+    raise ConnectionError("no such service")
 
 
 async def fork(job: Fork, session: AsyncSession) -> None:
@@ -120,3 +144,4 @@ app = App(
         Handler(Fork, fork),
     )
 )
+refreshing = App(handlers=(Handler(Upset, upset),), lifespan=refreshed)

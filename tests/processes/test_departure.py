@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.processes.app import Meddle, Thread
+from tests.processes.app import Meddle, Thread, Upset
 from tests.processes.conftest import Enqueue, Run, children, wait_until_gone
 
 
@@ -40,3 +40,14 @@ async def test_a_worker_that_a_handler_has_cancelled_says_so_and_doesnt_pass_for
     [job_id] = await enqueued(Meddle())
     assert await worker.wait() == os.EX_SOFTWARE
     await worker.wait_for("cancelled_by_a_job", job_ids=[job_id])
+
+
+async def test_a_worker_whose_lifespan_fails_while_it_works_doesnt_pass_for_one_that_was_told(
+    run: Run, enqueued: Enqueue
+) -> None:
+    """A task group in it cancels the task that has opened it."""
+    worker = await run(WORKER_PROCESSES="1", WORKER_APP="tests.processes.app:refreshing")
+    await enqueued(Upset())
+    assert await worker.wait() == os.EX_SOFTWARE
+    await worker.wait_for("fault", part="lifespan")
+    await worker.wait_for("worker_cancelled")

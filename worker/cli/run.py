@@ -121,19 +121,29 @@ async def consume(
 
     `in_order`: the exit code of Ctrl-C after that. The process's own is its caller's affair.
 
-    Raises Refusal for a missing migration, and what says that a server refuses us.
+    Raises Refusal for a missing migration, and what says that a server refuses us; SystemExit where it was cancelled
+    and nobody has told it to stop.
     """
     loop, this_task = asyncio.get_running_loop(), asyncio.current_task()
+    is_told = False
+
+    def stop() -> None:
+        nonlocal is_told
+        is_told = True
+        cast("asyncio.Task[None]", this_task).cancel()
+
     tell_loop_errors(loop)
     for signum in (SIGTERM, SIGINT):
         # Until the worker sets handlers of its own, which let jobs end first.
-        loop.add_signal_handler(signum, cast("asyncio.Task[None]", this_task).cancel)
+        loop.add_signal_handler(signum, stop)
     try:
         await ready(app, settings)
         _say_started(app, settings)
         await run_worker(app, settings, observer, burst=burst, child=child_command(settings))
     except asyncio.CancelledError:
-        return
+        if not is_told:
+            _say_cancelled()
+            sys.exit(os.EX_SOFTWARE)  # a supervisor that restarts failures alone must restart it
     except Exception as error:
         # The command's own sentence says no more than its type; who is told of faults hears where it was.
         if ending(error)[0] == FAILED:
@@ -156,6 +166,11 @@ def _say_started(app: App, settings: Settings) -> None:
         queues=list(settings.queues),
         concurrency=settings.concurrency,
     )
+
+
+def _say_cancelled() -> None:
+    hint = "a task group in the app's lifespan cancels its worker where one of its tasks fails; the worker ends"
+    structlog.get_logger("worker.start").error("worker_cancelled", hint=hint)
 
 
 def _leave(code: int, _signum: int, _frame: object) -> None:
