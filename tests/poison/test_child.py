@@ -8,17 +8,25 @@ from datetime import timedelta
 from os import close, pipe
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from tests.consumer.jobs import PING
 from tests.runtime.bench import Grip
 from worker.app import App
+from worker.availability import Availability
 from worker.delivery import Delivery, NoHold
+from worker.executor import Executor
+from worker.handler import bind
+from worker.outcome import OFFER_AGAIN, Released
 from worker.reporting.observer import Observers
+from worker.setback import Setbacks
 from worker.settings import load_settings
 from worker.suspects import child as module
 from worker.suspects import frames
 from worker.suspects.child import Child
-from worker.suspects.death import ProcessDeath, Suspect
+from worker.suspects.death import Deaths, ProcessDeath, Suspect
 from worker.suspects.main import serve
+from worker.suspects.quarantine import Quarantine
 from worker.wire import Message, encode
 
 MESSAGE = Message("ping", b"{}", 1)
@@ -66,6 +74,19 @@ async def test_one_that_answers_nothing_is_killed_when_the_worker_stops_though_i
     await child.life
     for end in lifeline, held:
         close(end)
+
+
+async def test_a_suspect_that_no_child_could_be_started_for_has_not_begun(engine: AsyncEngine) -> None:
+    """Its rate counts no other start of it, when it is offered again."""
+    raw, handlers, availability = encode(MESSAGE), bind([PING]), Availability(engine)
+    executor = Executor(handlers, engine, Observers(), availability, "a test")
+    deaths = Deaths(engine, Setbacks(engine, availability, "a test"), Observers(), handlers)
+    quarantine = Quarantine(executor, deaths, ["/nowhere"], timedelta(seconds=60))
+    report = await quarantine.execute(Delivery("a", "arq:queue", raw, NoHold(), 1, 1, is_suspect=True))
+    await quarantine.close()
+    await availability.close()
+    assert report.outcome == Released("no process could be started for it", OFFER_AGAIN)
+    assert not report.has_begun
 
 
 async def test_an_answer_that_comes_when_its_job_has_ended_ends_nobody() -> None:

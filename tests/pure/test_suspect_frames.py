@@ -29,7 +29,7 @@ MESSAGE = Message("ping", b"{}", 1)
     ],
 )
 def test_a_report_comes_back_whole(outcome: Outcome) -> None:
-    report = Report(outcome, MESSAGE, 3, 10, 20, b'{"t":"\xff"}')
+    report = Report(outcome, MESSAGE, 3, 10, 20, b'{"t":"\xff"}', has_begun=False)
     ended = end_of(7, report)
     assert pack(ended)
     assert report_of(ended, MESSAGE) == report

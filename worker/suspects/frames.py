@@ -86,6 +86,7 @@ class Ended:
     started_ms: int
     finished_ms: int
     adopted: str | None
+    has_begun: bool
 
 
 Frame: TypeAlias = Start | Cancel | Stop | Held | Ready | Begins | AsksHeld | Ended
@@ -122,7 +123,7 @@ def end_of(number: int, report: Report) -> Ended:
         fields["delay"] = fields["delay"].total_seconds()
     adopted = None if report.adopted is None else report.adopted.decode("latin-1")
     times = report.started_ms, report.finished_ms
-    return Ended(number, type(report.outcome).__name__, fields, report.attempt, *times, adopted)
+    return Ended(number, type(report.outcome).__name__, fields, report.attempt, *times, adopted, report.has_begun)
 
 
 def report_of(ended: Ended, message: Message) -> Report:
@@ -132,4 +133,5 @@ def report_of(ended: Ended, message: Message) -> Report:
         fields["delay"] = timedelta(seconds=fields["delay"])
     outcome: Outcome = OUTCOMES[ended.outcome](**fields)
     adopted = None if ended.adopted is None else ended.adopted.encode("latin-1")
-    return Report(outcome, message, ended.attempt, ended.started_ms, ended.finished_ms, adopted)
+    times = ended.started_ms, ended.finished_ms
+    return Report(outcome, message, ended.attempt, *times, adopted, has_begun=ended.has_begun)

@@ -88,7 +88,7 @@ class Quarantine:
                 return await self._judge(suspect, death)
         if delivery.hold.is_aborted():
             return await self._executor.execute(delivery)  # which records it, and calls no handler
-        return Report(Released("the worker stops"))
+        return Report(Released("the worker stops"), has_begun=False)
 
     async def _judge(self, suspect: Suspect, death: Death) -> Report | None:
         if not death.was_ready:
@@ -128,7 +128,7 @@ class Quarantine:
         """Nobody's fault but the system's or the settings'; the suspect waits."""
         hint = "a process for suspects could not be started; they are offered again"
         self._log.error("suspects_not_started", reason=reason, hint=hint)
-        return Report(Released("no process could be started for it", OFFER_AGAIN))
+        return Report(Released("no process could be started for it", OFFER_AGAIN), has_begun=False)
 
     async def close(self) -> None:
         """End all children. What still runs in them is rolled back."""
