@@ -16,9 +16,9 @@ SETTLES_MS = 1_000
 # others do.
 #
 # A job that its name's limit keeps from starting is parked: moved out of the queue, with its score, so that no claim
-# meets it again before it may start. A suspect isn't, since only its place in `ratchet:leases` says that it is one: it
-# waits for a second, and a place is kept for it meanwhile, or what is parked would always be quicker. Nor is one that
-# has its start, which would wait there for another.
+# meets it again before it may start. A suspect isn't, since only its place in `ratchet:leases` says that it is one; nor
+# is a job that has its start, which would wait there for another. They wait for a second, and a place is kept for one
+# meanwhile, or what is parked would always be quicker.
 LIMITS = (
     """
 local gates, gate_of_name = {}, {}
@@ -45,8 +45,8 @@ for _, gate in pairs(gates) do
     if gate.max and since == '' then look_for_wipe() end
 end
 
--- How many jobs may start now: as many as there are permits, and as the rate has left. One of them may be a suspect's.
--- Who `goes_on` has its start.
+-- How many jobs may start now: as many as there are permits, and as the rate has left. One place of them may be kept,
+-- for a suspect or for who `goes_on`, which has its start.
 local function room(gate, suspect, goes_on)
     if not gate.permits then
         gate.permits, gate.tokens = want, want
@@ -66,7 +66,7 @@ local function room(gate, suspect, goes_on)
             gate.tokens = type(started) == 'number' and gate.count - started or 0
         end
     end
-    return math.min(gate.permits, goes_on and want or gate.tokens) - (suspect and 0 or gate.kept)
+    return math.min(gate.permits, goes_on and want or gate.tokens) - ((suspect or goes_on) and 0 or gate.kept)
 end
 
 -- When a job started that goes on, or that was put back before it had begun (worker/settle_script.py).
@@ -89,7 +89,7 @@ local function start(gate, id, suspect, started)
         redis.call('ZADD', 'ratchet:rate:' .. gate.key, started or now, id .. '/' .. token)
         redis.call('PEXPIRE', 'ratchet:rate:' .. gate.key, math.ceil(gate.per) + 1)
     end
-    if suspect and gate.kept > 0 then
+    if (suspect or started) and gate.kept > 0 then
         redis.call('DEL', 'ratchet:kept:' .. gate.key)
         gate.kept = 0
     end
@@ -149,12 +149,9 @@ end
 
 local function postpone(queue, gate, id, suspect)
     redis.call('ZADD', queue, now + SUSPECT_WAITS_MS, id)
-    if suspect then
-        redis.pcall('ZADD', 'ratchet:leases:' .. queue, now + SUSPECT_WAITS_MS, id)
-        redis.call('SET', 'ratchet:kept:' .. gate.key, 1, 'PX', 2 * SUSPECT_WAITS_MS)
-        gate.kept = 1
-    end
-    waiting[gate.key], parked = gate, parked + 1
+    if suspect then redis.pcall('ZADD', 'ratchet:leases:' .. queue, now + SUSPECT_WAITS_MS, id) end
+    redis.call('SET', 'ratchet:kept:' .. gate.key, 1, 'PX', 2 * SUSPECT_WAITS_MS)
+    waiting[gate.key], parked, gate.kept = gate, parked + 1, 1
 end
 
 """.replace("SUSPECT_WAITS_MS", str(SUSPECT_WAITS_MS))

@@ -248,6 +248,31 @@ async def test_what_goes_on_after_a_pause_has_its_start_still(redis: Redis) -> N
     await empty(redis)
 
 
+async def test_what_goes_on_comes_before_those_that_are_newer(redis: Redis, worker: Made) -> None:
+    """Or a chunked job, which gives its permit back after its turn, would wait for as long as others come."""
+    claims, taken = worker(max_concurrent=1, rate=Rate(10_000, HOUR)), list[Claim]()
+
+    async def is_taken() -> bool:
+        taken[:] = await claims.take([QUEUE], 9, "me")
+        return bool(taken)
+
+    [goes_on, *others] = await pings(redis, 2)
+    await wait_until(is_taken)
+    await claims.settle([PutBack(taken[0], has_started=True)])
+    await wait_until(is_taken)
+    assert ids(taken) == others
+    while taken[0].job_id in others:
+        others += await pings(redis, 1)
+        assert await claims.take([QUEUE], 9, "me") == []
+        await claims.settle([Finish(taken[0])])
+        await wait_until(is_taken)
+        assert len(others) < 10
+    assert ids(taken) == [goes_on]
+    await claims.settle([Finish(taken[0])])
+    assert await redis.exists("ratchet:kept:ping") == 0, "no place is kept any more"
+    await empty(redis)
+
+
 async def test_no_window_has_more_starts_than_the_rate_allows(redis: Redis, worker: Made) -> None:
     """Three an hour, of which two started half an hour ago, and one longer ago than that counts."""
     claims = worker(rate=Rate(3, HOUR))
