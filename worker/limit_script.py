@@ -35,6 +35,7 @@ local since, opens_at = '', 0
 local function look_for_wipe()
     local mark = redis.call('MGET', 'ratchet:since')[1] or ''
     local made, wiped = string.match(mark, '^(%d+)(w?)$')
+    if made and tonumber(made) > now then made = nil end  -- a clock that was set back
     since = made or tostring(now)
     if seen ~= '' and seen ~= since then wiped = 'w' end
     if mark ~= since .. (wiped or '') then redis.call('SET', 'ratchet:since', since .. (wiped or '')) end

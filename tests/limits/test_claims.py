@@ -201,6 +201,21 @@ async def test_after_a_wipe_nothing_that_is_limited_starts_until_living_workers_
     await empty(redis)
 
 
+async def test_a_clock_that_was_set_back_after_a_wipe_holds_up_nothing_until_the_old_time_has_come(
+    redis: Redis, worker: Made
+) -> None:
+    claims = worker(lease=timedelta(milliseconds=300), max_concurrent=1)
+    seconds, _ = await redis.time()
+    await redis.set("ratchet:since", f"{(seconds + 24 * 3600) * 1000}w")
+    sent = await pings(redis, 1)
+
+    async def starts() -> bool:
+        return ids(await claims.take([QUEUE], 9, "me")) == sent
+
+    await wait_until(starts)
+    await empty(redis)
+
+
 async def test_a_rate_is_held_over_all_workers_by_the_clock_of_redis(redis: Redis, worker: Made) -> None:
     rate = Rate(3, HOUR)
     one, other = worker(rate=rate), worker(rate=rate)
