@@ -7,8 +7,13 @@ import pytest
 from sqlalchemy import text
 
 from tests.conftest import JOBS_MIGRATIONS
+from tests.support.locks import locked
+from tests.support.waiting import wait_until
 from worker.database import create_engine
 from worker.migrate import migrate, missing_versions
+
+LONG = 7
+"""The advisory lock that a migration of a test waits for."""
 
 
 async def versions_missing_after(database_url: str, statement: str) -> set[str]:
@@ -87,3 +92,27 @@ async def test_a_database_that_was_migrated_before_bases_were_noted_counts_versi
     assert await versions_missing_after(database_url, later) == set()
     behind = "delete from worker.alembic_version where version_num = 'worker_9999'"
     assert await versions_missing_after(database_url, behind) == {"worker_0003"}
+
+
+async def test_who_looks_at_the_version_while_a_migration_is_under_way_doesnt_wait_for_it(
+    database_url: str, letters: Path
+) -> None:
+    """A worker that begins meanwhile, such as one that has recycled itself."""
+    (letters / "0002_long.py").write_text(
+        "from alembic import op\nrevision = 'letters_0002'\ndown_revision = 'letters_0001'\n"
+        f"def upgrade():\n    op.execute('select pg_advisory_xact_lock({LONG})')\n"
+    )
+    engine = create_engine(database_url, pool_size=3, application="ratchet test")
+    async with locked(engine, LONG):
+        migrating = asyncio.create_task(asyncio.to_thread(migrate, database_url, [letters]))
+
+        async def is_under_way() -> bool:
+            async with engine.connect() as connection:
+                waits = "select exists (select from pg_locks where objid = :lock and not granted)"
+                return bool((await connection.execute(text(waits), {"lock": LONG})).scalar_one())
+
+        await wait_until(is_under_way)
+        assert await missing_versions(engine, [JOBS_MIGRATIONS]) == set()
+    await migrating
+    assert await missing_versions(engine, [letters]) == set()
+    await engine.dispose()

@@ -20,9 +20,16 @@ RUNTIME = "worker_"
 Bases: TypeAlias = frozenset[str]
 """The first versions of a history: one, unless histories were merged."""
 
-# Alembic keeps the column when it moves a row on.
-_ADD_BASES = text("alter table if exists worker.alembic_version add column if not exists bases text[]")
+# Alembic keeps the column when it moves a row on. IF NOT EXISTS would lock out all who look, where there is one too.
+_LACKS_BASES = text("""
+select not exists (
+    select from pg_attribute
+    where attrelid = 'worker.alembic_version'::regclass and attname = 'bases' and not attisdropped
+)
+""")
+_ADD_BASES = text("alter table worker.alembic_version add column bases text[]")
 _NOTE_BASES = text("update worker.alembic_version set bases = cast(:bases as text[]) where version_num = :version")
+_STAND_IN = text("insert into worker.alembic_version (version_num) values (:version)")
 _ADD = text("insert into worker.alembic_version (version_num, bases) values (:version, cast(:bases as text[]))")
 _TAKE = text("delete from worker.alembic_version where version_num = :version")
 # A table that no `worker migrate` of this kind has written has no such column.
@@ -67,13 +74,13 @@ def understood(connection: Connection, config: Config, state: State) -> Generato
     Where the database is ahead, the newest that this code knows stands in its place. At the end the table tells where
     each history begins.
     """
-    connection.execute(_ADD_BASES)
     for version in state.unknown:
         connection.execute(_TAKE, {"version": version})
     for version in state.ahead:
-        connection.execute(_ADD, {"version": version, "bases": None})
+        connection.execute(_STAND_IN, {"version": version})
     yield
-    connection.execute(_ADD_BASES)
+    if connection.execute(_LACKS_BASES).scalar_one():  # now, since the migrations may have taken long
+        connection.execute(_ADD_BASES)
     for version in state.ahead:
         connection.execute(_TAKE, {"version": version})
     scripts = ScriptDirectory.from_config(config)
