@@ -150,7 +150,7 @@ local function take_parked(queue, key, gate)
     for _ = 1, pages do
         local size = math.min(want - #ids, page, room(gate))
         if full or size <= 0 then break end
-        local found, scored = in_pairs(redis.call('ZRANGE', source, 0, size - 1, 'WITHSCORES'))
+        local found, scored = in_pairs(redis.pcall('ZRANGE', source, 0, size - 1, 'WITHSCORES'))
         if #found == 0 then
             redis.call('SREM', 'ratchet:parked:' .. queue, key)
             break
@@ -166,7 +166,7 @@ end
 -- and who knows the job would find nothing to start.
 local function unpark(queue, key)
     local source = parking(queue, key)
-    local found, scored = in_pairs(redis.call('ZRANGE', source, 0, page - 1, 'WITHSCORES'))
+    local found, scored = in_pairs(redis.pcall('ZRANGE', source, 0, page - 1, 'WITHSCORES'))
     for i, id in ipairs(found) do
         redis.call('ZADD', queue, 'NX', scored[i], id)
         unparked[id] = true

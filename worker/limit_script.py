@@ -137,10 +137,14 @@ end
 local function park(queue, source, gate, id, score, message)
     local size = #message
     if string.sub(message, -7) ~= ',"o":1}' then redis.call('PERSIST', 'arq:job:' .. id) end
-    redis.call('ZREM', source, id)
     redis.pcall('ZREM', 'ratchet:leases:' .. queue, id)
-    redis.call('ZADD', parking(queue, gate.key), 'NX', score, id)
-    redis.call('SADD', 'ratchet:parked:' .. queue, gate.key)
+    local place = parking(queue, gate.key)
+    local is_told = type(redis.pcall('SADD', 'ratchet:parked:' .. queue, gate.key)) == 'number'
+    if not is_told or type(redis.pcall('ZADD', place, 'NX', score, id)) ~= 'number' then
+        place = queue  -- where it waits for a second, since one of these keys is somebody else's
+        redis.call('ZADD', queue, now + SUSPECT_WAITS_MS, id)
+    end
+    if source ~= place then redis.call('ZREM', source, id) end
     tell_of(gate)
     waiting[gate.key], parked_bytes = gate, parked_bytes + size
     -- What another's gate had parked stood in nobody's way.

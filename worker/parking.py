@@ -8,7 +8,7 @@ PARKED = """
 local function parking_of(queue, id)
     for _, name in ipairs(redis.pcall('SMEMBERS', 'ratchet:parked:' .. queue)) do
         local parking = 'ratchet:parked:' .. queue .. '/' .. name
-        if redis.call('ZSCORE', parking, id) then return parking end
+        if type(redis.pcall('ZSCORE', parking, id)) == 'string' then return parking end
     end
     return false
 end

@@ -79,9 +79,11 @@ end
 local parked = 0
 for _, name in ipairs(redis.pcall('SMEMBERS', 'ratchet:parked:' .. queue)) do
     local parking = 'ratchet:parked:' .. queue .. '/' .. name
-    local first = redis.call('ZRANGE', parking, 0, 0, 'WITHSCORES')
-    if first[2] then oldest = math.max(oldest or 0, now - first[2]) end
-    parked = parked + redis.call('ZCARD', parking)
+    local first = redis.pcall('ZRANGE', parking, 0, 0, 'WITHSCORES')
+    if first[2] then
+        oldest = math.max(oldest or 0, now - first[2])
+        parked = parked + redis.call('ZCARD', parking)
+    end
 end
 return {
     redis.call('ZCARD', queue) - held - held_due + parked,
