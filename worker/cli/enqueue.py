@@ -8,16 +8,20 @@ from typing import Annotated
 
 import typer
 from pydantic import JsonValue
+from redis.exceptions import ConnectionError, RedisError, TimeoutError  # noqa: A004
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.app import App
-from worker.cli.endings import WRONG, Refusal
+from worker.cli.endings import AWAY, WRONG, Refusal, ending
 from worker.cli.loading import load_app
 from worker.cli.output import print_json
 from worker.cli.reach import broker, database
 from worker.cli.wait import Awaited, wait_for_end
+from worker.database import DatabaseAway
 from worker.errors import InvalidPayload
+from worker.faults import is_lost_connection, of_driver
 from worker.handler import AnyHandler, keeps_run
 from worker.job import Job
 from worker.outbox import enqueue as add_to_outbox
@@ -97,16 +101,22 @@ def enqueue(
         raise Refusal(str(error), WRONG) from error
     typer.echo(awaited.job_id)
     if wait:
-        print_json(asyncio.run(_result(settings, awaited, limit, is_kept=keeps_run(handler))))
+        print_json(_result(settings, awaited, limit, is_kept=keeps_run(handler)))
 
 
 async def _leave(settings: Settings, order: _Order) -> Awaited:
     """Through the outbox. Of the jobs of one key the first is awaited after those that were sent already."""
-    async with database(settings) as engine, AsyncSession(engine) as session, session.begin():
+    async with database(settings) as engine, AsyncSession(engine) as session:
         job_id = add_to_outbox(
             session, order.job, key=order.key, job_id=order.job_id, delay=order.delay, at=order.at, queue=order.queue
         )
-        last: int = (await session.execute(_LAST_SENT, {"id": job_id})).scalar_one() if order.key else -1
+        try:
+            last: int = (await session.execute(_LAST_SENT, {"id": job_id})).scalar_one() if order.key else -1
+            await session.commit()
+        except DBAPIError as error:
+            if is_lost_connection(error):
+                raise _unanswered("PostgreSQL", f"the job {job_id}", f"worker show {job_id}") from error
+            raise
         return Awaited(job_id, last + 1)
 
 
@@ -115,7 +125,10 @@ async def _send(settings: Settings, order: _Order) -> Awaited:
     now_ms = time.time_ns() // 1_000_000
     async with broker(settings) as redis:
         queue = Queue(redis, order.queue or order.job.job_queue)
-        job_id = await queue.enqueue(order.job, job_id=order.job_id, delay=order.delay, at=order.at)
+        try:
+            job_id = await queue.enqueue(order.job, job_id=order.job_id, delay=order.delay, at=order.at)
+        except (ConnectionError, TimeoutError) as error:
+            raise _unanswered("Redis", "the job", "worker status and worker runs") from error
     if job_id is None:
         raise Refusal(
             f"{order.job_id} is queued already or has a result, so nothing was sent; choose another --job-id."
@@ -123,7 +136,24 @@ async def _send(settings: Settings, order: _Order) -> Awaited:
     return Awaited(job_id, now_ms)
 
 
-async def _result(settings: Settings, awaited: Awaited, limit: timedelta, *, is_kept: bool) -> JsonValue:
+def _unanswered(server: str, job: str, look: str) -> Refusal:
+    """What was sent may have arrived though its answer was lost: who simply enqueues again may have the job twice."""
+    lost = f"The connection to {server} was lost before it said whether {job} was enqueued"
+    return Refusal(f"{lost}; look with {look} before you enqueue it again.", AWAY)
+
+
+def _result(settings: Settings, awaited: Awaited, limit: timedelta, *, is_kept: bool) -> JsonValue:
+    """Raises Refusal, which says so where a server is lost under the wait: the job is enqueued all the same."""
+    try:
+        return asyncio.run(_wait(settings, awaited, limit, is_kept=is_kept))
+    except (DBAPIError, DatabaseAway, RedisError) as error:
+        code, _ = ending(error)
+        failed = f"is enqueued, but waiting for its end failed ({type(of_driver(error)).__name__})"
+        hint = f"don't enqueue it again, see worker show {awaited.job_id}"
+        raise Refusal(f"The job {awaited.job_id} {failed}; {hint}.", code) from error
+
+
+async def _wait(settings: Settings, awaited: Awaited, limit: timedelta, *, is_kept: bool) -> JsonValue:
     async with database(settings) as engine:
         if is_kept:
             return await wait_for_end(engine, None, awaited, limit)
