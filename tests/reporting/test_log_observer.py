@@ -5,13 +5,16 @@ import logging
 from datetime import timedelta
 from typing import Any, get_args
 
+import asyncpg
 import pytest
 import structlog
+from sqlalchemy.exc import DBAPIError
 
 from tests.reporting.conftest import settings_with
 from tests.reporting.subjects import PAY, TRACE_ID, TRACED, attempt, raised
 from worker.errors import UnknownJob
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Outcome, Released, Retrying, Snoozed, Yielded
+from worker.reporting import seldom
 from worker.reporting.log_observer import LogObserver
 from worker.reporting.logs import configure
 
@@ -156,6 +159,33 @@ def test_a_server_that_is_away_is_a_warning_without_frames(capsys: pytest.Captur
     observer.fault("relay", raised(ConnectionRefusedError()))
     [line] = lines(capsys)
     assert (line["level"], line["error"], "exception" in line) == ("warning", "ConnectionRefusedError", False)
+
+
+def test_a_fault_that_comes_over_and_over_is_one_line_a_minute_which_says_how_often(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer = log_everything()
+    for _ in range(3):
+        observer.fault("pauses", raised(KeyError()))
+        observer.fault("relay", raised(ConnectionRefusedError()))
+    with observer.observe(PAY):
+        observer.fault("pauses", raised(KeyError()))
+    monkeypatch.setattr(seldom, "EVERY_S", 0.0)
+    observer.fault("pauses", raised(KeyError()))
+    told = [(line["part"], line["error"], line.get("job"), line.get("times")) for line in lines(capsys)]
+    assert told == [
+        ("pauses", "KeyError", None, None),
+        ("relay", "ConnectionRefusedError", None, None),
+        ("pauses", "KeyError", PAY.name, None),
+        ("pauses", "KeyError", None, 3),
+    ]
+
+
+def test_a_fault_of_postgresql_has_the_name_of_its_own_error(capsys: pytest.CaptureFixture[str]) -> None:
+    observer = log_everything()
+    refused = asyncpg.InsufficientPrivilegeError("")
+    observer.fault("pauses", raised(DBAPIError("select", None, refused)))
+    assert lines(capsys)[0]["error"] == "InsufficientPrivilegeError"
 
 
 def test_an_unknown_job_is_a_warning_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:

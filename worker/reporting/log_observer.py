@@ -10,10 +10,12 @@ import sentry_sdk
 import structlog
 
 from worker.errors import UnknownJob
+from worker.faults import of_driver
 from worker.outcome import Cancelled, Completed, Dead, Duplicate, Outcome, Released, Retrying, Snoozed, Yielded
 from worker.reporting.bound import bound
 from worker.reporting.expected import is_expected
 from worker.reporting.observer import Subject
+from worker.reporting.seldom import Seldom
 from worker.reporting.tracebacks import error_name
 
 MAX_SHOWN = 2_000
@@ -33,6 +35,7 @@ class LogObserver:
     def __init__(self, *, payloads: bool = False) -> None:
         """With `payloads` the payload and the error's text are logged too; both may hold data."""
         self._payloads = payloads
+        self._seldom = Seldom()
         # Bound once: structlog's own proxy binds anew for each line.
         self._log = structlog.get_logger("worker.job").bind()
 
@@ -41,14 +44,23 @@ class LogObserver:
         return _LogObservation(self._log, subject, payloads=self._payloads)
 
     def fault(self, part: str, error: BaseException) -> None:
-        """One line: a warning for what happens to everybody, else an error with the frames it came through."""
+        """One line a minute for each part, error and job: a warning for what happens to everybody, else an error with
+        the frames it came through.
+        """
         log = structlog.get_logger("worker")
         if isinstance(error, UnknownJob):
             log.warning("unknown_job", job=error.name, hint="deploy a worker that has a handler, or add an alias")
-        elif is_expected(error):
-            log.warning("fault", part=part, error=type(error).__name__)
+            return
+        # The driver's own error says what is wrong: InsufficientPrivilegeError, DiskFullError.
+        name, attempt = type(of_driver(error)).__name__, bound.get()
+        times = self._seldom.times(part, name, str(attempt()["job"]) if attempt else "")
+        if not times:
+            return
+        again = {"times": times} if times > 1 else {}
+        if is_expected(error):
+            log.warning("fault", part=part, error=name, **again)
         else:
-            log.error("fault", part=part, error=type(error).__name__, exc_info=error)
+            log.error("fault", part=part, error=name, **again, exc_info=error)
 
 
 class _LogObservation:

@@ -1,6 +1,5 @@
 """What Sentry is told: a transaction for each attempt, an event for each dead job and each fault of the runtime."""
 
-import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import assert_never
@@ -17,12 +16,10 @@ from worker.outcome import Cancelled, Completed, Dead, Duplicate, Outcome, Relea
 from worker.reporting.expected import is_expected
 from worker.reporting.monitors import Monitors
 from worker.reporting.observer import Observation, Subject
+from worker.reporting.seldom import Seldom
 from worker.reporting.trace import TRACE_HEADERS
 from worker.reporting.tracebacks import error_name
 from worker.schedule import Cron
-
-FAULT_EVERY_S = 60
-"""A part that fails over and over in one way is told of once in this time."""
 
 
 class SentryObserver:
@@ -32,7 +29,7 @@ class SentryObserver:
         """`schedule` describes the cron monitors. With `payloads` the event of a dead job carries its payload."""
         self._monitors = Monitors(schedule)
         self._payloads = payloads
-        self._faults: dict[tuple[str, str, str], float] = {}
+        self._seldom = Seldom()
 
     @contextmanager
     def observe(self, subject: Subject) -> Generator[Observation]:
@@ -44,11 +41,9 @@ class SentryObserver:
 
     def fault(self, part: str, error: BaseException) -> None:
         """One event for a surprise, one for the name of an unknown job; none for what happens to everybody."""
-        kind = (part, type(error).__name__, error.name if isinstance(error, UnknownJob) else "")
-        last = self._faults.get(kind)
-        if is_expected(error) or (last is not None and time.monotonic() - last < FAULT_EVERY_S):
+        unknown = error.name if isinstance(error, UnknownJob) else ""
+        if is_expected(error) or not self._seldom.times(part, type(error).__name__, unknown):
             return
-        self._faults[kind] = time.monotonic()
         with sentry_sdk.new_scope() as scope:
             scope.set_tag("part", part)
             if isinstance(error, UnknownJob):
