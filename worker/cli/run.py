@@ -121,9 +121,11 @@ async def consume(
 
     `in_order`: the exit code of Ctrl-C after that. The process's own is its caller's affair.
 
-    Raises Refusal for a missing migration, and what says that a server refuses us; SystemExit where it was cancelled
-    and nobody has told it to stop.
+    Raises Refusal for an app without handlers and for a missing migration, and what says that a server refuses us;
+    SystemExit where it was cancelled and nobody has told it to stop.
     """
+    if not app.handlers:  # arq's worker refuses that too, when parts of ours have been made, and not in a sentence
+        raise Refusal(f"{settings.app} (WORKER_APP) has no handlers, so nothing can run; give its App one.", WRONG)
     loop, this_task = asyncio.get_running_loop(), asyncio.current_task()
     is_told = False
 
