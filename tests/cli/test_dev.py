@@ -61,3 +61,11 @@ def test_dev_runs_jobs_until_ctrl_c_and_keeps_its_data(folder: Path) -> None:
     [run] = map(json.loads, listed.splitlines())
     assert (run["id"], run["status"]) == (job_id, "completed")
     assert sorted(path.name for path in (folder / ".dev").iterdir()) == ["postgres", "valkey"]
+
+
+def test_a_folder_that_takes_no_data_is_a_sentence(folder: Path) -> None:
+    (folder / ".dev").touch()
+    environment = {"PATH": os.environ["PATH"]}
+    done = subprocess.run([WORKER, "dev"], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    told = f"Error: {folder / '.dev'} can't be made (File exists); go to a folder of your own.\n"
+    assert (done.returncode, done.stderr) == (1, told)

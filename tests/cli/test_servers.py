@@ -108,6 +108,17 @@ async def test_a_server_that_refuses_is_believed_at_once(
             redis.config_set("requirepass", "")
 
 
+def test_a_redis_that_knows_us_and_lets_us_do_too_little_says_so(command: Command, redis_url: str) -> None:
+    with SyncRedis.from_url(redis_url) as redis:
+        redis.acl_setuser("weak", enabled=True, passwords=["+hunter2"], keys=["*"], commands=["+ping"])
+        try:
+            weak = redis_url.replace("redis://", "redis://weak:hunter2@")
+            told = command("status", exit_code=3, REDIS_URL=weak).stderr
+        finally:
+            redis.acl_deluser("weak")
+    assert told == "Error: Redis refuses us (no permission); allow the user in REDIS_URL what it needs.\n"
+
+
 async def test_a_missing_migration_ends_run_and_sends_others_to_migrate(
     start_worker: StartWorker, postgres: EmbeddedPostgres
 ) -> None:

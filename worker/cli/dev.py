@@ -43,6 +43,10 @@ def dev() -> None:
 
 @contextmanager
 def _servers() -> Generator[tuple[str, str]]:
+    try:
+        FOLDER.mkdir(exist_ok=True)
+    except OSError as error:  # no right to write here, or a file of that name
+        raise Refusal(f"{FOLDER.absolute()} can't be made ({error.strerror}); go to a folder of your own.") from error
     with EmbeddedPostgres(FOLDER / "postgres") as postgres, EmbeddedValkey(FOLDER / "valkey") as valkey:
         yield postgres.url, valkey.url
 

@@ -37,7 +37,9 @@ def ending(error: Exception) -> tuple[int, str]:
             code, sentence = FAILED, str(error)
         case DatabaseAway():
             code, sentence = AWAY, str(error)
-        case AuthenticationError() | NoPermissionError():
+        case NoPermissionError():
+            code, sentence = AWAY, "Redis refuses us (no permission); allow the user in REDIS_URL what it needs."
+        case AuthenticationError():
             code, sentence = AWAY, "Redis refuses us; check user and password in REDIS_URL."
         case RedisError() if is_untrusted(error):
             code, sentence = AWAY, "Redis shows a certificate that isn't trusted; check ssl_ca_certs in REDIS_URL."
