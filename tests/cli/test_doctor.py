@@ -108,3 +108,21 @@ def test_another_redis_than_the_relays_is_told(command: Command, postgres: Embed
     postgres.psql("update worker.relay_state set marker = 'another'", database=name)
     verdict, told = verdicts(command)["relay"]
     assert (verdict, told.split(";")[0]) == ("warning", "This isn't the Redis that the outbox was sent to")
+
+
+def test_a_server_that_lets_us_look_at_too_little_fails_and_the_other_is_looked_at(
+    command: Command, redis: SyncRedis, redis_url: str, postgres: EmbeddedPostgres, database_url: str
+) -> None:
+    postgres.psql("create role too_poor login")
+    redis.acl_setuser("weak", enabled=True, passwords=["+hunter2"], keys=["*"], commands=["+ping", "+get"])
+    weak = redis_url.replace("redis://", "redis://weak:hunter2@")
+    try:
+        poor = verdicts(command, 1, DATABASE_URL=database_url.replace("postgres@", "too_poor@"))
+        found = verdicts(command, 1, REDIS_URL=weak)
+    finally:
+        redis.acl_deluser("weak")
+        postgres.psql("drop role too_poor")
+    grant = "PostgreSQL refuses us (insufficient privilege); grant the role in DATABASE_URL what it needs."
+    allow = "Redis refuses us (no permission); allow the user in REDIS_URL what it needs."
+    assert (poor["PostgreSQL"], poor["Redis"][0]) == (("fails", grant), "ok")
+    assert (found["PostgreSQL"][0], found["Redis"]) == ("ok", ("fails", allow))
