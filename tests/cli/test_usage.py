@@ -1,5 +1,6 @@
 """What holds for every command: help, wrong usage, wrong settings, and applications that can't be loaded."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import APP, run_command
+from tests.support.processes import WORKER
 from worker.cli.commands import COMMANDS
 
 URL = "postgresql://ratchet:se%43ret@127.0.0.1:1/none"
@@ -163,3 +165,11 @@ def test_demo_passes_its_options_on_and_ends_with_its_code(tmp_path: Path) -> No
     run_command("demo", "--orders", "10", WORKER_APP=APP, exit_code=1)
     assert "tests.cli.app:bare has no demo" in refusal("demo", WORKER_APP="tests.cli.app:bare")
     assert "does not exist" in refusal("demo", "--orders-csv", str(tmp_path / "missing.csv"))
+
+
+@pytest.mark.parametrize("interrupted", ["typer", "an_app"])
+def test_ctrl_c_while_modules_are_loaded_is_no_traceback(tmp_path: Path, interrupted: str) -> None:
+    (tmp_path / f"{interrupted}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path), "WORKER_APP": "an_app:app"}
+    done = subprocess.run([WORKER, "schema"], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")

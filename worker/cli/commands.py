@@ -115,7 +115,8 @@ def _worker(
 
     Settings come from the environment: DATABASE_URL, REDIS_URL, SENTRY_DSN, and WORKER_… (see docs/deployment.md).
 
-    Exit codes: 0 done, 1 the job or check failed, 2 wrong usage or settings, 3 a server can't be reached or refuses us.
+    Exit codes: 0 done, 1 the job or check failed, 2 wrong usage or settings, 3 a server can't be reached or refuses us,
+    130 Ctrl-C.
     """
 
 
