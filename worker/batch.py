@@ -12,6 +12,7 @@ from worker.halving import Halving
 from worker.handler import BatchHandler
 from worker.member import Member
 from worker.outcome import Completed, Released
+from worker.reporting.bound import bound
 from worker.reporting.observer import Observation
 from worker.shield import is_cancelled, to_its_end
 
@@ -22,7 +23,7 @@ class Batches:
     def __init__(self, crew: Crew) -> None:
         self._crew = crew
         self._gathering: dict[str, Batch] = {}
-        # What a batch logs belongs to no single job, so its task begins in a context without one.
+        # What a batch logs belongs to no single job, so its task begins in a context without one, and names their kind.
         self._context = copy_context()
 
     async def settle(self, work: Work, handler: BatchHandler[Any], observation: Observation) -> Settled:
@@ -48,8 +49,10 @@ class Batches:
             return gathering
         if gathering is not None:
             gathering.close()
-        batch = self._gathering[handler.job.job_name] = Batch(handler, member)
-        batch.start(self._carry_out(batch), self._context.copy())
+        name, context = handler.job.job_name, self._context.copy()
+        context.run(bound.set, lambda: {"job": name})
+        batch = self._gathering[name] = Batch(handler, member)
+        batch.start(self._carry_out(batch), context)
         return batch
 
     async def _carry_out(self, batch: Batch) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import pickle
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any, Literal, Protocol
 
@@ -19,9 +19,10 @@ from tests.reporting.conftest import StartReporting, settings_with
 from tests.reporting.envelopes import SentryServer
 from worker.app import App
 from worker.errors import Snooze
-from worker.handler import Handler
+from worker.handler import BatchHandler, Handler
 from worker.job import Job
 from worker.outbox import enqueue
+from worker.reporting.start import start_reporting
 from worker.reporting.trace import CRON_HEADER
 from worker.retry import RetryPolicy
 from worker.run import current_run
@@ -214,6 +215,22 @@ async def test_every_line_inside_a_handler_says_which_job_it_is_of(
     for line in told:
         assert (line["job"], line["job_id"], line["queue"], line["attempt"]) == ("test.work", job_id, "arq:queue", 1)
     assert len({line["trace_id"] for line in told}) == 1
+
+
+async def test_every_line_of_a_batch_says_of_which_jobs_it_is_by_their_name(
+    engine: AsyncEngine, database_url: str, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def work_on_all(_jobs: Sequence[Work], _session: AsyncSession) -> None:
+        structlog.get_logger("shop").info("asked", provider="bank")
+        logging.getLogger("shop").info("asked")
+
+    settings = settings_with(database_url=database_url, redis_url=redis_url)
+    await send(engine, Work(does="well"), Work(does="well"))
+    batches = App(handlers=[BatchHandler(Work, work_on_all)])
+    await run_worker(batches, settings, start_reporting(settings), burst=True)
+    asked = [line for line in lines(capsys) if line["event"] == "asked"]
+    assert {line["job"] for line in asked} == {"test.work"}
+    assert not any("job_id" in line for line in asked)
 
 
 async def test_a_cron_job_s_check_in_is_closed_when_its_last_attempt_ends(
