@@ -8,6 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.outbox.hands import AN_HOUR, Count, Hands, Loose, Play, Stage, Stopped
+from tests.support.reading import blocks_read, noted
 from worker.epoch import current_epoch
 from worker.limits import Rate
 from worker.operations import replay, replay_all
@@ -320,6 +321,20 @@ async def test_a_blocked_row_costs_the_relay_nothing_but_the_look(hands: Hands) 
     before = await hands.rows("xmin")
     await hands.relay.drain()
     assert await hands.rows("xmin") == before
+
+
+async def test_each_of_thousands_of_rows_of_a_key_looks_for_one_other_and_not_for_all(hands: Hands) -> None:
+    await hands.enqueue(Play(), key="k")
+    await hands.relay.drain()
+    waiting = """insert into worker.outbox (id, enqueued_ms, name, queue, message, coalesces)
+        select :id, 2000000000000 + n, 'test.play', 'arq:queue', 'x', true from generate_series(1, 4000) as n"""
+    await hands.sql(waiting, id=ID)
+    with noted(hands.engine) as sent:
+        assert (await Pusher(hands.engine, hands.redis).send_coalescing(1, [])).found == 1
+    await hands.sql("delete from worker.outbox where sent_epoch is null")
+    await hands.sql(waiting, id=ID)
+    assert await blocks_read(hands.engine, *sent) < 50 * 4_000
+    await hands.redis.flushdb()
 
 
 async def test_a_handler_that_enqueues_its_own_key_runs_again(hands: Hands) -> None:
