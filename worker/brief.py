@@ -29,11 +29,13 @@ STUCK_S = 15
 """After so long a client that takes nothing of what it asked for counts as stopped."""
 
 # The outbox fills and empties, and what the planner knows of it is often wrong: then it reads the whole table for
-# each row. Every statement here has its index. What Redis refused may be many: the relay's `not in` hashes them only
-# where it expects them to fit, by default 262,144, and goes through them for each row where it doesn't.
+# each row, or all that waits, and sorts it, for one batch. Every statement here has its index, in the order that it
+# needs. What Redis refused may be many: the relay's `not in` hashes them only where it expects them to fit, by default
+# 262,144, and goes through them for each row where it doesn't.
 _PREPARE = text("""
 select set_config('idle_in_transaction_session_timeout', :limit, true),
-    set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true),
+    set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+    set_config('jit', 'off', true),
     set_config('hash_mem_multiplier', '64', true), pg_try_advisory_xact_lock_shared(:brief)
 """)
 # Where rows are larger than what the system holds between server and client, the server waits for its client in the

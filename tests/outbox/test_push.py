@@ -10,7 +10,9 @@ from arq.jobs import JobStatus
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from tests.outbox.conftest import Psql
 from tests.outbox.hands import AN_HOUR, Hands, Play, Stopped
+from tests.support.reading import blocks_read, noted
 from worker import brief, lanes
 from worker.outbox import enqueue_many
 from worker.outcome import Completed, Dead, Snoozed
@@ -31,6 +33,17 @@ async def test_however_much_was_refused_it_is_not_gone_through_for_each_row(hand
     async with brief.brief_transaction(hands.engine) as connection:
         explained = await connection.execute(text(f"explain {lanes.MARK_PLAIN.text}"), {"epoch": 1, "refused": refused})
         assert "hashed SubPlan" in "\n".join(explained.scalars())
+
+
+async def test_of_a_backlog_unknown_to_the_planner_no_more_than_a_batch_is_read(hands: Hands, psql: Psql) -> None:
+    psql("delete from worker.outbox", "vacuum analyze worker.outbox")
+    backlog = """insert into worker.outbox (id, enqueued_ms, name, queue, message)
+        select n::text, n, 'x', 'arq:queue', 'x' from generate_series(1, 20000) as n"""
+    await hands.sql(backlog)
+    with noted(hands.engine) as sent:
+        assert (await Pusher(hands.engine, hands.redis).send_plain(1, [])).sent == lanes.BATCH
+    assert await blocks_read(hands.engine, *sent) < 50 * lanes.BATCH
+    await hands.redis.flushdb()
 
 
 async def test_two_relays_at_once_pass_over_each_other_s_rows(hands: Hands) -> None:
