@@ -24,9 +24,11 @@ LOOK_AT_LEAST_EVERY = timedelta(seconds=30)
 LOOK_AGAIN_AFTER = timedelta(seconds=1)
 """Where something stood in the way."""
 
+# Each name by itself, whose last tick is the end of its part of the index: for several at once all are gone through.
 _NOW_AND_LAST = text("""
 select clock_timestamp() as now, (
-    select max(scheduled_at) from worker.cron_tick where name = any(cast(:names as text[]))
+    select max((select max(scheduled_at) from worker.cron_tick as tick where tick.name = given.name))
+    from unnest(cast(:names as text[])) as given (name)
 ) as last
 """)
 # Also after a later tick: who was stopped between the look and the note has nothing to enqueue any more.

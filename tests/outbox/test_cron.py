@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.outbox.hands import Hands, Play
+from tests.support.reading import blocks_read, noted
 from tests.support.waiting import wait_until
 from worker import brief, outbox, ticker
 from worker.availability import Availability
@@ -159,6 +160,16 @@ async def test_an_entry_that_ticks_each_second_has_no_others_looked_at(
     async with running(Looking(hands.engine, schedule, Availability(hands.engine), Observers())):
         await wait_until(the_frequent_one_was_looked_at_often)
     assert looked.count("rare") == 1
+
+
+async def test_a_look_reads_the_last_tick_and_not_all_that_there_were(hands: Hands) -> None:
+    await hands.sql(
+        "insert into worker.cron_tick (name, scheduled_at) select 'test.play', now() - make_interval(secs => n)"
+        " from generate_series(1, 20000) as n"
+    )
+    with noted(hands.engine) as sent:
+        await ticker_of(hands).tick(Cron(Play(), NEVER))
+    assert await blocks_read(hands.engine, *sent) < 50
 
 
 async def test_who_was_stopped_before_its_note_enqueues_nothing_after_a_later_tick(hands: Hands) -> None:
