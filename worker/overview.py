@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import JsonValue
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.ledger import FINAL
+from worker.ledger import FINAL, RunStatus
 
 MAX_FAILURES = 50
 """How many failures of a run are shown, the newest."""
@@ -93,6 +93,7 @@ from {RUN_WITH_PARTS}
 """  # noqa: S608 - put together from constants
 # PostgreSQL's calendar goes further than Python's, and a day less is left for the time zone that it is shown in.
 _DUE_AT = "least(greatest(o.due_at, timestamptz '0001-01-02 00:00+00'), timestamptz '9999-12-30 00:00+00')"
+# Counted: the planner expects a run for each row, and would look at all rows to find the few that have none.
 _NOT_BEGUN = f"""
 select o.id, o.enqueued_ms, o.name, o.queue, 'waiting', 0::bigint, 0::bigint, null::bigint, null::double precision,
     null::double precision, null::timestamptz,
@@ -100,22 +101,30 @@ select o.id, o.enqueued_ms, o.name, o.queue, 'waiting', 0::bigint, 0::bigint, nu
     null::jsonb as cursor, null::jsonb as result, case when o.enqueued_ms > 0 then to_timestamp(o.enqueued_ms / 1000.0)
         else {_DUE_AT} end as at
 from worker.outbox as o
-where not exists (select from worker.run as b where b.id = o.id and b.enqueued_ms = o.enqueued_ms)
+where (select count(*) from worker.run as b where b.id = o.id and b.enqueued_ms = o.enqueued_ms) = 0
 """  # noqa: S608 - put together from constants
 
-# Each part reads its own index from the new end and stops at the limit, however long the history is.
+# Each part reads its own index from the new end and stops at the limit, however long the history is, and however much
+# waits. That of unfinished runs has an end for each status.
 _IS_WANTED = """
 (cast(:status as text) is null or status = :status) and (cast(:name as text) is null or name = :name)
     and (cast(:queue as text) is null or queue = :queue) and (cast(:error as text) is null or strpos(error, :error) > 0)
 """
 _ENTRIES = text(f"""
-({_RUN} where finished_at is not null and {_IS_WANTED} order by finished_at desc limit :limit)
-union all ({_RUN} where finished_at is null and {_IS_WANTED} order by created_at desc limit :limit)
-union all ({_NOT_BEGUN} and coalesce(:status, 'waiting') = 'waiting' and coalesce(:name, name) = name
-    and coalesce(:queue, queue) = queue and cast(:error as text) is null
+({_RUN} where finished_at is not null and coalesce(:status, 'completed') = any(array{sorted(FINAL)}) and {_IS_WANTED}
+    order by finished_at desc limit :limit)
+union all (
+    select unfinished.* from unnest(array{sorted(set(get_args(RunStatus)) - FINAL)}) as each (status)
+    cross join lateral (
+        {_RUN} where finished_at is null and r.status = each.status and {_IS_WANTED}
+        order by created_at desc limit :limit
+    ) as unfinished
+)
+union all ({_NOT_BEGUN} and coalesce(:status, 'waiting') = 'waiting' and cast(:error as text) is null
+    and (cast(:name as text) is null or name = :name) and (cast(:queue as text) is null or queue = :queue)
     order by seq desc limit :limit)
 order by at desc, id limit :limit
-""")
+""")  # noqa: S608 - put together from constants
 
 # An id may stand for several jobs, one after another. What hasn't begun is the newest, then what began last.
 _NEWEST_ROW = text(f"{_NOT_BEGUN} and id = :id order by seq desc limit 1")
