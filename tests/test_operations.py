@@ -1,7 +1,7 @@
 """Replay, discard and cancel, on the real ledger: each changes a job once, and no job is lost or done twice by it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from tests.cli.app import GATE, Count, Fail, Greet, Later, Ping, Wait, app
 from tests.conftest import StartWorker
+from tests.support.reading import blocks_read, noted
 from tests.support.waiting import wait_until
 from worker import wire
 from worker.availability import Availability
@@ -403,3 +404,23 @@ async def test_a_delayed_job_can_be_cancelled_before_it_is_due(engine: AsyncEngi
     await relay(engine, redis)
     assert await cancel(engine, redis, job_id, QUEUES) == Done(job_id, "tests.greet")
     assert (await redis.keys("arq:*"), await outbox(engine)) == ([], [])
+
+
+@pytest.mark.parametrize("meant", [replay_all, discard_all])
+async def test_dead_jobs_that_are_not_meant_are_gone_through_once_and_not_for_each_batch(
+    engine: AsyncEngine, meant: Callable[[AsyncEngine, Wanted], Awaitable[list[Done]]]
+) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("""
+            insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox, error, message, finished_at)
+            select n::text, n, 'any', 'arq:queue', 'dead', true,
+                case when n <= 5000 then 'other ' || repeat('x', 900) else 'boom' end, 'x',
+                now() - make_interval(secs => 10000 - n)
+            from generate_series(1, 5250) as n
+            """)
+        )
+    with noted(engine) as sent:
+        assert len(await meant(engine, Wanted(error="boom"))) == 250
+    last = [each for each in sent if "skip locked" in each.statement][-1]
+    assert await blocks_read(engine, last) < 300

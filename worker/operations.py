@@ -55,7 +55,8 @@ class Done:
 
 
 _DEAD = """
-select id, enqueued_ms, name, queue, message from worker.run as r where status = 'dead' and parent_id is null
+select id, enqueued_ms, name, queue, message, finished_at from worker.run as r
+where status = 'dead' and parent_id is null
 """
 _DEAD_OF_ID = text(f"{_DEAD} and id = :id order by created_at desc, enqueued_ms desc limit 1 for update")
 # What hasn't begun is newer than any run, so a run is the newest only where nothing of its id waits.
@@ -71,8 +72,10 @@ not exists (
 _IS_WANTED = """
 (cast(:name as text) is null or name = :name) and (cast(:error as text) is null or strpos(error, :error) > 0)
 """
+# A batch begins where the one before ended: what isn't meant isn't gone through again for each.
+_IS_NEXT = "finished_at >= coalesce(cast(:since as timestamptz), '-infinity') and finished_at <= :until"
 _DEAD_BATCH = text(f"""
-{_DEAD} and {_NOT_REPLACED} and {_IS_WANTED} and finished_at <= :until
+{_DEAD} and {_NOT_REPLACED} and {_IS_WANTED} and {_IS_NEXT}
 order by finished_at limit :batch for update skip locked
 """)
 _COUNT_DEAD = text(f"""
@@ -114,13 +117,18 @@ where enqueued_ms = :ms and (id = :id or parent_id = :id) and status = 'dead'
 _DISCARD_BATCH = text(f"""
 with dead as (
     select id, enqueued_ms, name, finished_at from worker.run
-    where status = 'dead' and parent_id is null and {_IS_WANTED} and finished_at <= :until
+    where status = 'dead' and parent_id is null and {_IS_WANTED} and {_IS_NEXT}
     order by finished_at limit :batch for update skip locked
+), meant as (
+    select id, enqueued_ms from dead
+    union all
+    select part.id, part.enqueued_ms from dead join worker.run as part
+        on part.parent_id = dead.id and part.enqueued_ms = dead.enqueued_ms
 ), discarded as (
-    update worker.run as r set status = 'discarded', finished_at = clock_timestamp() from dead
-    where r.enqueued_ms = dead.enqueued_ms and (r.id = dead.id or r.parent_id = dead.id) and r.status = 'dead'
+    update worker.run as r set status = 'discarded', finished_at = clock_timestamp() from meant
+    where r.id = meant.id and r.enqueued_ms = meant.enqueued_ms and r.status = 'dead'
 )
-select id, name from dead order by finished_at
+select id, name, finished_at from dead order by finished_at
 """)  # noqa: S608 - put together from constants
 
 
@@ -154,14 +162,16 @@ async def replay_all(engine: AsyncEngine, wanted: Wanted = Wanted(), rate: Rate 
     gap = rate.per / rate.count if rate else None
     async with engine.connect() as connection:
         until: datetime = (await connection.execute(_NOW)).scalar_one()
+    given: dict[str, Any] = {**wanted.values, "since": None, "until": until, "batch": BATCH}
     while True:
         async with engine.begin() as connection:
-            runs = (await connection.execute(_DEAD_BATCH, {**wanted.values, "until": until, "batch": BATCH})).all()
+            runs = (await connection.execute(_DEAD_BATCH, given)).all()
             if not runs:
                 return done
             dues = [until + gap * (len(done) + place) if gap else None for place in range(len(runs))]
             await _replay(connection, runs, dues)
         done += [Done(run.id, run.name) for run in runs]
+        given["since"] = runs[-1].finished_at
 
 
 async def discard(engine: AsyncEngine, job_id: str) -> Done:
@@ -180,13 +190,14 @@ async def discard_all(engine: AsyncEngine, wanted: Wanted = Wanted()) -> list[Do
     done: list[Done] = []
     async with engine.connect() as connection:
         until: datetime = (await connection.execute(_NOW)).scalar_one()
-    given = {**wanted.values, "until": until, "batch": BATCH}
+    given: dict[str, Any] = {**wanted.values, "since": None, "until": until, "batch": BATCH}
     while True:
         async with engine.begin() as connection:
             runs = (await connection.execute(_DISCARD_BATCH, given)).all()
         if not runs:
             return done
         done += [Done(run.id, run.name) for run in runs]
+        given["since"] = runs[-1].finished_at
 
 
 async def _dead(connection: AsyncConnection, job_id: str) -> Row[Any]:
