@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from tests.support.reading import noted, rows_read
 from worker import prune
 from worker.app import App
 from worker.broker import connect_broker
@@ -143,6 +144,31 @@ async def test_it_goes_on_behind_what_it_keeps_chunk_by_chunk(engine: AsyncEngin
         )
     assert await pruned(engine, redis_url) == {"pruned": 2_500}
     assert await run_ids(engine) == set()
+
+
+async def test_a_page_is_compared_with_its_own_rows_of_the_outbox_and_not_with_all_before_them(
+    engine: AsyncEngine, redis_url: str
+) -> None:
+    fill = """
+    insert into worker.run (id, enqueued_ms, name, queue, status, from_outbox, finished_at)
+    select 'run ' || n, n, 'any', 'arq:queue', 'completed', true, now() - interval '1 year'
+    from generate_series(1, 5000) as n
+    """
+    waiting = """
+    insert into worker.outbox (id, enqueued_ms, name, queue, message, due_at)
+    select 'before ' || n, n, 'any', 'arq:queue', 'x', now() + interval '1 day' from generate_series(1, 20000) as n
+    """
+    async with engine.begin() as connection:
+        await connection.execute(text(waiting))
+    with noted(engine) as sent:
+        async with AsyncSession(engine) as session, session.begin():
+            enqueue(session, prune.Prune())
+        await drain(App(handlers=prune.handlers(lambda: redis_url)), engine)
+    async with engine.begin() as connection:
+        await connection.execute(text(fill))
+        await connection.execute(text("analyze worker.run, worker.outbox"))
+    [page] = (each for each in sent if "order by id, enqueued_ms limit" in each.statement)
+    assert await rows_read(engine, page) <= 10_000
 
 
 async def test_a_run_whose_job_id_was_enqueued_again_stays_until_that_is_a_duplicate(

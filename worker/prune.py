@@ -39,15 +39,17 @@ class Prune(Job, name="worker.prune"):
 
 # Partitions go with the job that they are of. One whose `job_id` was enqueued again stays until that is known for a
 # duplicate.
+# Asked of each run of the page alone, and counted: a join would go through both indexes from their start for each page.
 _OLD = text("""
-select id, enqueued_ms, from_outbox from worker.run
+select id, enqueued_ms, from_outbox, (
+    select count(*) from worker.run as part
+    where part.parent_id = run.id and part.enqueued_ms = run.enqueued_ms and part.finished_at is null
+) + (
+    select count(*) from worker.outbox as row where row.id = run.id and row.enqueued_ms = run.enqueued_ms
+) > 0 as stays
+from worker.run
 where status in ('completed', 'cancelled', 'discarded') and finished_at < now() - cast(:keep_for as interval)
     and (id, enqueued_ms) > (:id, :ms) and parent_id is null
-    and not exists (
-        select from worker.run as part
-        where part.parent_id = run.id and part.enqueued_ms = run.enqueued_ms and part.finished_at is null
-    )
-    and not exists (select from worker.outbox as row where row.id = run.id and row.enqueued_ms = run.enqueued_ms)
 order by id, enqueued_ms limit :size
 """)
 _DELETE = text("""
@@ -81,10 +83,10 @@ async def prune(
     after = chunk.cursor or FIRST
     page = {"keep_for": job.keep_for, "id": after.job_id, "ms": after.enqueued_ms, "size": chunk.size}
     old = (await session.execute(_OLD, page)).all()
-    direct = [RunKey(row.id, row.enqueued_ms) for row in old if not row.from_outbox]
+    direct = [RunKey(row.id, row.enqueued_ms) for row in old if not row.from_outbox and not row.stays]
     kept = await still_delivered(direct) if direct else set[RunKey]()
     keys = [RunKey(row.id, row.enqueued_ms) for row in old]
-    gone = [key for key in keys if key not in kept]
+    gone = [key for key, row in zip(keys, old, strict=True) if not row.stays and key not in kept]
     await session.execute(_DELETE, {"ids": [key.job_id for key in gone], "times": [key.enqueued_ms for key in gone]})
     return chunk.step(None if len(old) < chunk.size else keys[-1], done=len(old), counts={"pruned": len(gone)})
 

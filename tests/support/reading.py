@@ -1,12 +1,15 @@
 """How much of the database the runtime's statements read: each is sent again, explained, and undone."""
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
+
+Plan: TypeAlias = dict[str, Any]
+"""A node of a plan, as explain tells it."""
 
 
 class Sent(NamedTuple):
@@ -36,12 +39,28 @@ async def blocks_read(engine: AsyncEngine, *sent: Sent) -> int:
 
     Settings among them hold for those that come after.
     """
-    blocks = 0
+    plans = await _plans(engine, sent)
+    return sum(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in plans)
+
+
+async def rows_read(engine: AsyncEngine, *sent: Sent) -> int:
+    """How many rows of tables and entries of indexes these go through, in the same way."""
+    return round(sum(map(_rows_of, await _plans(engine, sent))))
+
+
+async def _plans(engine: AsyncEngine, sent: Iterable[Sent]) -> list[Plan]:
+    plans: list[Plan] = []
     async with engine.connect() as connection:
         for statement, parameters in sent:
             explain = f"explain (analyze, buffers, timing off, format json) {statement}"
             found = (await connection.exec_driver_sql(explain, parameters)).scalar_one()
             [top] = json.loads(found) if isinstance(found, str) else found
-            blocks += top["Plan"]["Shared Hit Blocks"] + top["Plan"]["Shared Read Blocks"]
+            plans.append(top["Plan"])
         await connection.rollback()
-    return blocks
+    return plans
+
+
+def _rows_of(plan: Plan) -> float:
+    rows: float = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0) if "Scan" in plan["Node Type"] else 0
+    loops: int = plan["Actual Loops"]
+    return loops * rows + sum(map(_rows_of, plan.get("Plans", ())))
