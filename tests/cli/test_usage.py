@@ -169,7 +169,9 @@ def test_demo_passes_its_options_on_and_ends_with_its_code(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("interrupted", ["typer", "an_app"])
 def test_ctrl_c_while_modules_are_loaded_is_no_traceback(tmp_path: Path, interrupted: str) -> None:
-    (tmp_path / f"{interrupted}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    # Who was started in the background may have been told to ignore it.
+    heeds = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    (tmp_path / f"{interrupted}.py").write_text(f"import signal\n{heeds}\nsignal.raise_signal(signal.SIGINT)\n")
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path), "WORKER_APP": "an_app:app"}
     done = subprocess.run([WORKER, "schema"], env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")
