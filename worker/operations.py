@@ -160,9 +160,8 @@ async def replay_all(engine: AsyncEngine, wanted: Wanted = Wanted(), rate: Rate 
     """
     done: list[Done] = []
     gap = rate.per / rate.count if rate else None
-    async with engine.connect() as connection:
-        until: datetime = (await connection.execute(_NOW)).scalar_one()
-    given: dict[str, Any] = {**wanted.values, "since": None, "until": until, "batch": BATCH}
+    given = await _all_that_are_dead(engine, wanted)
+    until: datetime = given["until"]
     while True:
         async with engine.begin() as connection:
             runs = (await connection.execute(_DEAD_BATCH, given)).all()
@@ -188,9 +187,7 @@ async def discard_all(engine: AsyncEngine, wanted: Wanted = Wanted()) -> list[Do
     Those that a newer one of their id replaces are meant too. What somebody else holds is left.
     """
     done: list[Done] = []
-    async with engine.connect() as connection:
-        until: datetime = (await connection.execute(_NOW)).scalar_one()
-    given: dict[str, Any] = {**wanted.values, "since": None, "until": until, "batch": BATCH}
+    given = await _all_that_are_dead(engine, wanted)
     while True:
         async with engine.begin() as connection:
             runs = (await connection.execute(_DISCARD_BATCH, given)).all()
@@ -198,6 +195,13 @@ async def discard_all(engine: AsyncEngine, wanted: Wanted = Wanted()) -> list[Do
             return done
         done += [Done(run.id, run.name) for run in runs]
         given["since"] = runs[-1].finished_at
+
+
+async def _all_that_are_dead(engine: AsyncEngine, wanted: Wanted) -> dict[str, Any]:
+    """Parameters of the first batch. `since` of each other is when the last one's last job ended."""
+    async with engine.connect() as connection:
+        now: datetime = (await connection.execute(_NOW)).scalar_one()
+    return {**wanted.values, "since": None, "until": now, "batch": BATCH}
 
 
 async def _dead(connection: AsyncConnection, job_id: str) -> Row[Any]:

@@ -61,20 +61,25 @@ async def perform(app: App, job: Job, session: AsyncSession) -> Any:
     await session.execute(insert(Run).values(**identity, status="waiting", from_outbox=False))
     told = current.set(lambda: (run,) if isinstance(handler, BatchHandler) else run)
     try:
-        if not isinstance(handler, ChunkedHandler):
-            async with held_to_rules(session):
-                if isinstance(handler, BatchHandler):
-                    [result] = await run_batch(handler, [received], session)
-                else:
-                    result = await ask(handler, received, session)
-            return json.loads(as_jsonb(result, "result"))
+        return await _result(handler, received, session)
+    finally:
+        current.reset(told)
+
+
+async def _result(handler: AnyHandler, job: Job, session: AsyncSession) -> JsonValue:
+    if isinstance(handler, ChunkedHandler):
         memory = Memory()
         try:
             return await _run_chunks(job, handler, session, memory)
         finally:
             memory.forget()
-    finally:
-        current.reset(told)
+    async with held_to_rules(session):
+        if isinstance(handler, BatchHandler):
+            [result] = await run_batch(handler, [job], session)
+        else:
+            result = await ask(handler, job, session)
+    stored: JsonValue = json.loads(as_jsonb(result, "result"))
+    return stored
 
 
 async def _run_chunks(job: J, handler: ChunkedHandler[J, Any], session: AsyncSession, memory: Memory) -> JsonValue:

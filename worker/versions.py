@@ -98,11 +98,4 @@ def _applied(connection: Connection) -> dict[str, Bases | None]:
 
 
 def _bases(scripts: ScriptDirectory, version: str) -> Bases:
-    bases, seen, left = set[str](), set[str](), {version}
-    while left:
-        seen.add(one := left.pop())
-        before = scripts.get_revision(one).down_revision
-        if not before:
-            bases.add(one)
-        left |= {before} - seen if isinstance(before, str) else set(before or ()) - seen
-    return frozenset(bases)
+    return frozenset(each.revision for each in scripts.iterate_revisions(version, "base") if each.is_base)

@@ -6,8 +6,8 @@ Its handlers say `began` in the log.
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.consumer.jobs import leave_effect, leave_effects
+from tests.support.lifespan import telling
 from worker.app import App
 from worker.chunk import Chunk, Step
 from worker.handler import BatchHandler, ChunkedHandler, Handler
@@ -133,15 +134,6 @@ def _say_began(**told: object) -> None:
     structlog.get_logger("test").warning("began", **told)
 
 
-@asynccontextmanager
-async def lifespan() -> AsyncGenerator[None]:
-    """Says in which process it is open."""
-    log = structlog.get_logger("test")
-    log.warning("opened", pid=os.getpid())
-    yield
-    log.warning("closed", pid=os.getpid())
-
-
 app = App(
     handlers=(
         Handler(Wait, wait),
@@ -153,6 +145,6 @@ app = App(
         ChunkedHandler(Spread, spread, cursor=int, size=4, target=None, partitions=4, split=tens),
         Handler(Mark, mark, once=False),  # no ledger keeps a second delivery from being seen
     ),
-    lifespan=lifespan,
+    lifespan=telling,
 )
 WorkerSettings = worker_settings(app)

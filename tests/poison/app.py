@@ -6,8 +6,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Literal, NoReturn
 
@@ -15,6 +14,7 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from tests.support.lifespan import telling
 from worker.app import App
 from worker.chunk import Chunk, Step
 from worker.handler import ChunkedHandler, Handler
@@ -127,15 +127,6 @@ async def _wait(session: AsyncSession, lock: int) -> None:
     await session.execute(text("SELECT pg_advisory_xact_lock_shared(:lock)"), {"lock": lock})
 
 
-@asynccontextmanager
-async def lifespan() -> AsyncGenerator[None]:
-    """Says in which process it is open."""
-    log = structlog.get_logger("test")
-    log.warning("opened", pid=os.getpid())
-    yield
-    log.warning("closed", pid=os.getpid())
-
-
 app = App(
     handlers=(
         Handler(Poison, poison, retry=QUICK),
@@ -144,5 +135,5 @@ app = App(
         Handler(Parse, parse, retry=RetryPolicy(attempts=2, base=timedelta(0))),
         ChunkedHandler(Count, count, cursor=int, size=1, retry=QUICK),
     ),
-    lifespan=lifespan,
+    lifespan=telling,
 )
