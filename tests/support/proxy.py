@@ -92,9 +92,17 @@ class Proxy:
         self._unanswered = needle
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # stopped since it came
+            writer.transport.abort()
+            return
         line = asyncio.create_task(self._connect(reader, writer))
         self._lines.add(line)
-        line.add_done_callback(self._lines.discard)
+
+        def ended(line: asyncio.Task[None]) -> None:
+            self._lines.discard(line)
+            writer.transport.abort()  # here, since a line that is hung up at once never gets to its `finally`
+
+        line.add_done_callback(ended)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up_writer: asyncio.StreamWriter | None = None
@@ -112,8 +120,8 @@ class Proxy:
             pass
         finally:
             self._states.discard(line)
-            for side in filter(None, (writer, up_writer)):
-                side.transport.abort()
+            if up_writer is not None:
+                up_writer.transport.abort()
 
     async def _send(self, line: "_Line", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(2**16):
