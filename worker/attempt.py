@@ -76,30 +76,45 @@ class Attempt:
         self._crew = crew
         self._observation = observation
         self._hold = work.delivery.hold
-        self._was_direct = not work.run.from_outbox
+        self._was_direct = not work.message.from_outbox
 
     async def settle(self) -> Settled:
         """Until there is an outcome."""
+        return await self._settle(None)
+
+    async def settle_after(self, raised: BaseException) -> Settled:
+        """As `settle`, where a first transaction has begun and has raised this."""
+        self._seen, self._has_begun = ledger.Seen(self._work.delivery.failures), True
+        return await self._settle(await self._after(raised))
+
+    async def _settle(self, settled: Settled | None) -> Settled:
         try:
-            while True:
-                try:
-                    done = await self._transaction()
-                except GeneratorExit:
-                    raise
-                except BaseException as raised:  # noqa: BLE001 - whatever a handler raises
-                    self._work.memory.forget()
-                    error = plainly(raised)
-                    outcome = await self._judge(error)
-                    if outcome is not None:
-                        return self._settled(outcome, error)
-                    self._retries += 1
-                    self._fate_unknown |= isinstance(error, FateUnknown)
-                else:
-                    outcome = done if isinstance(done, Completed) else await self._read(done)
-                    if outcome is not None:
-                        return self._settled(outcome)
+            while settled is None:
+                settled = await self._once()
         finally:
             self._work.memory.forget()
+        return settled
+
+    async def _once(self) -> Settled | None:
+        try:
+            done = await self._transaction()
+        except GeneratorExit:
+            raise
+        except BaseException as raised:  # noqa: BLE001 - whatever a handler raises
+            return await self._after(raised)
+        outcome = done if isinstance(done, Completed) else await self._read(done)
+        return None if outcome is None else self._settled(outcome)
+
+    async def _after(self, raised: BaseException) -> Settled | None:
+        """What a transaction that raised comes to. None: run it again at once."""
+        self._work.memory.forget()
+        error = plainly(raised)
+        outcome = await self._judge(error)
+        if outcome is not None:
+            return self._settled(outcome, error)
+        self._retries += 1
+        self._fate_unknown |= isinstance(error, FateUnknown)
+        return None
 
     def _transaction(self) -> Coroutine[Any, Any, Done]:
         """One transaction, unless a chunk has to wait."""
@@ -138,7 +153,7 @@ class Attempt:
 
     async def _after_chunk(self, done: Yielded) -> Outcome | None:
         """The chunk has made the job the outbox's, and its failures count anew."""
-        self._work = replace(self._work, run=replace(self._work.run, from_outbox=True))
+        self._work.identity = replace(self._work.run, from_outbox=True)
         self._seen, self._retries, self._fate_unknown = None, 0, False
         self._turn_began = min(self._turn_began, time.monotonic())
         if self._hold.is_aborted():
@@ -197,7 +212,7 @@ class Attempt:
     async def _record(self, decision: Decision) -> Outcome:
         # Of a handler that keeps no run the attempt saw only what Redis counts; the ledger knows.
         seen = self._seen if keeps_run(self._work.handler) else None
-        return await to_its_end(self._crew.setbacks.record(self._work.run, self._work.message, seen, decision))
+        return await to_its_end(self._crew.setbacks.record(self._work.run, self._work.raw, seen, decision))
 
     def _settled(self, outcome: Outcome, error: BaseException | None = None) -> Settled:
         failures = self._seen.failures if self._seen else 0

@@ -76,7 +76,7 @@ class Batches:
         work = member.work
         try:
             if work.delivery.hold.is_aborted():
-                return Settled(await to_its_end(self._crew.setbacks.record(work.run, work.message, None, ABORTED)))
+                return Settled(await to_its_end(self._crew.setbacks.record(work.run, work.raw, None, ABORTED)))
             if is_cancelled():
                 return Settled(Released("the worker stops"))
             return await Attempt(work, self._crew, observation).settle()

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker import ledger_many as ledger
 from worker import stray_commit
-from worker.call import Work, call_many
+from worker.call import Work, call_many, timeouts_of
 from worker.connection import begin, commit, connected
 from worker.deadline import Deadlines
 from worker.driver import Driver
@@ -40,7 +40,7 @@ class BatchTransactor:
         async with connected(self._engine, guard) as connection:
             with in_ledger():
                 driver = await begin(connection, works[0].handler.isolation)
-                begun = await ledger.begin(driver, runs, works[0].timeouts)
+                begun = await ledger.begin(driver, runs, timeouts_of(works[0].handler))
                 ended = [run for run, one in zip(runs, begun, strict=True) if isinstance(one, Ended)]
                 if ended:
                     await ledger.take_rows(driver, ended)

@@ -22,7 +22,8 @@ from worker.job import Job
 from worker.ledger import Begun, Identity, Timeouts
 from worker.partitions import Split
 from worker.run import CurrentRun, Tell, current, current_of
-from worker.wire import Message, decode
+from worker.stored import as_text
+from worker.wire import Message, Unreadable
 
 T = TypeVar("T")
 
@@ -34,15 +35,24 @@ BEYOND = timedelta(seconds=30)
 class Work:
     """A job, and all that its transactions need."""
 
-    run: Identity
+    delivery: Delivery
+    raw: bytes
+    """The message as it stands in Redis; for the outbox row of a direct job that has to wait."""
+    message: Message
+    handler: AnyHandler
     job: Job | None
     """As it was read first. None: a call has it, and `take_job` reads it anew for the next."""
-    handler: AnyHandler
-    delivery: Delivery
-    message: bytes
-    """As it stands in Redis; for the outbox row of a direct job that has to wait."""
     memory: Memory = field(default_factory=Memory)
     """Of a chunked job."""
+    identity: Identity | None = None
+    """None: it wasn't asked for its run yet, as most jobs aren't that keep none."""
+
+    @property
+    def run(self) -> Identity:
+        """Its run in the ledger."""
+        if self.identity is None:
+            self.identity = identity_of(self.delivery, self.message)
+        return self.identity
 
     def take_job(self) -> Job:
         """The job as it was enqueued, for one call of its handler.
@@ -53,16 +63,20 @@ class Work:
         job, self.job = self.job, None
         if job is not None:
             return job
-        message = decode(self.message)
-        assert isinstance(message, Message), "a message that can't be read is never called for"  # noqa: S101 - a fault of the runtime
-        again: Job = self.handler.job.from_payload(message.payload)
+        again: Job = self.handler.job.from_payload(self.message.payload)
         return again
 
-    @property
-    def timeouts(self) -> Timeouts:
-        """What PostgreSQL holds its transactions to."""
-        handler = self.handler
-        return _timeouts(handler.statement_timeout, handler.lock_timeout, handler.timeout)
+
+def identity_of(delivery: Delivery, message: Message | Unreadable) -> Identity:
+    """The run that a delivery is of."""
+    # An id from elsewhere may hold what PostgreSQL's text can't.
+    job_id = as_text(delivery.job_id)
+    return Identity(job_id, message.enqueued_ms, message.name, delivery.queue, message.from_outbox)
+
+
+def timeouts_of(handler: AnyHandler) -> Timeouts:
+    """What PostgreSQL holds its transactions to."""
+    return _timeouts(handler.statement_timeout, handler.lock_timeout, handler.timeout)
 
 
 @cache
@@ -87,7 +101,7 @@ def call(
     else:
         start = partial(_run_one, handler, work, session)
         tell = partial(_currents, (work,), (begun,))
-    return _within_timeout(work, tell, start, session, guard=guard, deadlines=deadlines)
+    return within_timeout(handler, tell, start, session, guard=guard, deadlines=deadlines)
 
 
 def call_many(
@@ -96,15 +110,15 @@ def call_many(
     """The results of one call for many jobs of one batch handler, in their order. Raises as `call` does."""
     handler = cast("BatchHandler[Any]", works[0].handler)
     start = partial(run_batch, handler, [work.take_job() for work in works], session)
-    return _within_timeout(works[0], partial(_currents, works, begun), start, session, guard=guard, deadlines=deadlines)
+    return within_timeout(handler, partial(_currents, works, begun), start, session, guard=guard, deadlines=deadlines)
 
 
 def _currents(works: Sequence[Work], begun: Sequence[Begun]) -> tuple[CurrentRun, ...]:
     return tuple(current_of(work.run, one) for work, one in zip(works, begun, strict=True))
 
 
-async def _within_timeout(
-    work: Work,
+async def within_timeout(
+    handler: AnyHandler,
     tell: Tell,
     start: Callable[[], Awaitable[T]],
     session: AsyncSession,
@@ -112,7 +126,8 @@ async def _within_timeout(
     guard: Guard,
     deadlines: Deadlines,
 ) -> T:
-    timeout, hung = work.handler.timeout, None
+    """What `start` returns, and `call` would."""
+    timeout, hung = handler.timeout, None
     deadline = deadlines.within(guard.owner, timeout.total_seconds())
     told, guard.is_watching = current.set(tell), True  # a context manager for each takes a microsecond
     try:
@@ -130,14 +145,16 @@ async def _within_timeout(
     except GeneratorExit as error:
         if asyncio.current_task() is not guard.owner:  # this coroutine is being closed
             raise
-        raise RuntimeError(f"The handler of {work.run.name} raised GeneratorExit, which ends generators.") from error
+        name = handler.job.job_name
+        raise RuntimeError(f"The handler of {name} raised GeneratorExit, which ends generators.") from error
     finally:
         current.reset(told)
         guard.is_watching = False
         if guard.misuse is not None:
             raise guard.misuse
     # The handler may have swallowed it, too.
-    raise JobTimeout(f"{work.run.name} ran longer than its timeout of {timeout}; raise it or do less.") from hung
+    name = handler.job.job_name
+    raise JobTimeout(f"{name} ran longer than its timeout of {timeout}; raise it or do less.") from hung
 
 
 async def _run_one(handler: BatchHandler[Any], work: Work, session: AsyncSession) -> object:

@@ -316,6 +316,8 @@ class Worker(arq.worker.Worker):
 
     def _slot_is_free(self) -> None:
         """Claim again: at once where half of the slots are free, else when a few more may be."""
+        if self._is_woken:
+            return
         if not self._has_more:
             if self.burst or self.is_stopping():
                 self.wake()

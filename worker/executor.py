@@ -11,11 +11,12 @@ from worker import ledger
 from worker.attempt import Attempt, Crew, Settled
 from worker.availability import Availability
 from worker.batch import Batches
-from worker.call import Work
+from worker.call import Work, identity_of
 from worker.delivery import Delivery, Report
 from worker.errors import InvalidPayload, JobExpired, UnknownJob
 from worker.faults import is_expected, is_lost_connection
-from worker.handler import BatchHandler, HandlerTable
+from worker.guard import Guard
+from worker.handler import BatchHandler, HandlerTable, keeps_run
 from worker.outcome import OFFER_AGAIN, Cancelled, Dead, Outcome, Released, describe
 from worker.pressure import Ceiling
 from worker.reporting.observer import Observation, Observer, Subject
@@ -74,7 +75,7 @@ class Executor:
         started_ms = _now_ms()
         with self._observer.observe(subject_of(delivery, message)) as observation:
             try:
-                settled = await self._settling(delivery, raw, message, observation)
+                settled = await self._settling(delivery, raw, message, observation, task)
             except Exception as fault:  # noqa: BLE001 - a fault of the runtime: the job stays, and somebody is told
                 self._observer.fault("executor", fault)
                 settled = Settled(Released("the runtime failed", OFFER_AGAIN))
@@ -89,10 +90,15 @@ class Executor:
         )
 
     def _settling(
-        self, delivery: Delivery, raw: bytes, message: Message | Unreadable, observation: Observation
+        self,
+        delivery: Delivery,
+        raw: bytes,
+        message: Message | Unreadable,
+        observation: Observation,
+        task: asyncio.Task[Any],
     ) -> Coroutine[Any, Any, Settled]:
         """The attempt that the message asks for, or what is recorded instead."""
-        run, retry = identity_of(delivery, message), DEFAULT_RETRY
+        retry = DEFAULT_RETRY
         try:
             if isinstance(message, Unreadable):
                 raise InvalidPayload(f"The message can't be read: {message.reason}.")  # noqa: TRY301 - as the next one
@@ -100,17 +106,38 @@ class Executor:
             retry = handler.retry
             job = handler.job.from_payload(message.payload)
         except InvalidPayload as error:
-            return self._record(run, raw, failed(error, retry), error)
+            return self._record(delivery, message, raw, failed(error, retry), error)
         if delivery.hold.is_aborted():
-            return self._record(run, raw, cancelled(Cancelled("aborted before it began")))
-        work = Work(run, job, handler, delivery, raw)
+            return self._record(delivery, message, raw, cancelled(Cancelled("aborted before it began")))
+        work = Work(delivery, raw, message, handler, job)
+        if not keeps_run(handler):
+            return self._unkept(work, observation, task)
         if isinstance(handler, BatchHandler):
             return self._batches.settle(work, handler, observation)
         return Attempt(work, self._crew, observation).settle()
 
+    async def _unkept(self, work: Work, observation: Observation, task: asyncio.Task[Any]) -> Settled:
+        """The attempt of a handler with once=False. Most succeed at once, and need nothing of an Attempt."""
+        attempt = work.delivery.failures + 1
+        work.delivery.hold.begins(work.handler.timeout)
+        observation.begun(attempt)
+        try:
+            done = await self._crew.unkept.once(work, Guard(task))
+        except GeneratorExit:
+            raise
+        except BaseException as raised:  # noqa: BLE001 - whatever a handler raises
+            return await Attempt(work, self._crew, observation).settle_after(raised)
+        return Settled(done, None, attempt)
+
     async def _record(
-        self, run: ledger.Identity, raw: bytes, decision: Decision, error: InvalidPayload | None = None
+        self,
+        delivery: Delivery,
+        message: Message | Unreadable,
+        raw: bytes,
+        decision: Decision,
+        error: InvalidPayload | None = None,
     ) -> Settled:
+        run = identity_of(delivery, message)
         return Settled(await to_its_end(self._crew.setbacks.record(run, raw, None, decision)), error)
 
     def _of_unknown_job(self, name: str) -> Released:
@@ -155,10 +182,3 @@ def subject_of(delivery: Delivery, message: Message | Unreadable) -> Subject:
         message.headers,
         message.payload,
     )
-
-
-def identity_of(delivery: Delivery, message: Message | Unreadable) -> ledger.Identity:
-    """The run that a delivery is of."""
-    # An id from elsewhere may hold what PostgreSQL's text can't.
-    job_id = as_text(delivery.job_id)
-    return ledger.Identity(job_id, message.enqueued_ms, message.name, delivery.queue, message.from_outbox)

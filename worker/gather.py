@@ -31,7 +31,7 @@ class Batch:
 
     def takes(self, work: Work) -> bool:
         """Whether there is room for it. The same job, delivered twice, belongs into two batches."""
-        is_open = not self._closed.is_set() and self._bytes + len(work.message) <= MAX_BYTES
+        is_open = not self._closed.is_set() and self._bytes + len(work.raw) <= MAX_BYTES
         return is_open and _key(work) not in self._keys
 
     def join(self, member: Member) -> None:
@@ -41,7 +41,7 @@ class Batch:
         hold.shares_slot()
         self.members.append(member)
         self._keys.add(_key(member.work))
-        self._bytes += len(member.work.message)
+        self._bytes += len(member.work.raw)
         if len(self.members) >= self.handler.max_size:
             self.close()
 

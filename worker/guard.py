@@ -29,9 +29,9 @@ class Guard:
     is_watching = False
     """Whether the handler runs. Whoever sets it has to raise the misuse at the end."""
 
-    def __init__(self) -> None:
-        """The calling task is the one that may use the session. Raises RuntimeError outside of one."""
-        task = asyncio.current_task()
+    def __init__(self, owner: asyncio.Task[Any] | None = None) -> None:
+        """`owner` is the task that may use the session; None: the calling one. Raises RuntimeError outside of one."""
+        task = owner or asyncio.current_task()
         if task is None:
             raise RuntimeError("An attempt was begun outside a task; run it in one.")
         self.owner: asyncio.Task[Any] = task

@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker import ledger, partitions, progress, stray_commit
-from worker.call import Work, call
+from worker.call import Work, call, timeouts_of
 from worker.chunk import Step
 from worker.connection import begin, begin_with, commit, connected, driver_of
 from worker.deadline import Deadlines
@@ -91,7 +91,7 @@ class Transactor:
         with in_ledger():
             # A chunk mostly isn't the last, and a job's outbox row may still be its relay's for a moment.
             marks = not isinstance(work.handler, ChunkedHandler) and not work.run.from_outbox
-            begin_run = partial(ledger.begin, run=work.run, timeouts=work.timeouts, marks=marks)
+            begin_run = partial(ledger.begin, run=work.run, timeouts=timeouts_of(work.handler), marks=marks)
             try:
                 return await begin_run(partial(begin_with, connection, isolation))
             except asyncpg.PostgresError as error:
@@ -113,9 +113,9 @@ async def _mark(
         return await _complete(driver, work, begun, as_jsonb(returned, "result"))
     if isinstance(returned, Split):
         if not work.run.from_outbox:
-            await ledger.adopt(connection, work.run, work.message)
+            await ledger.adopt(connection, work.run, work.raw)
         return await partitions.part(
-            connection, work.run, returned, handler, message=work.message, transaction=begun.transaction
+            connection, work.run, returned, handler, message=work.raw, transaction=begun.transaction
         )
     if not isinstance(returned, Step):
         raise Permanent(
@@ -128,7 +128,7 @@ async def _mark(
     if step.cursor is None:
         return await _complete(driver, work, begun, counts)
     if not work.run.from_outbox:
-        await ledger.adopt(connection, work.run, work.message)
+        await ledger.adopt(connection, work.run, work.raw)
     return Yielded()
 
 

@@ -23,11 +23,11 @@ from worker.delivery import Delivery
 from worker.errors import Snooze
 from worker.executor import Executor
 from worker.handler import ChunkedHandler, bind
-from worker.ledger import Identity
 from worker.outcome import BUSY, Completed, Outcome, Released, Yielded
 from worker.overview import details
 from worker.pauses import Kind
 from worker.pressure import Ceiling
+from worker.wire import Message
 
 BOUNDLESS = Ceiling(timedelta(0), timedelta(0), 0)
 OF_ANY_AGE = replace(BOUNDLESS, transaction_age=timedelta(microseconds=1))
@@ -240,8 +240,8 @@ async def test_a_role_without_pg_monitor_is_told_less_and_nothing_fails(bench: B
     url = plain_url(shared_url)
     engine = ordinary(url)
     try:
-        identity = Identity("a", 0, "count", "arq:queue", from_outbox=True)
-        work = Work(identity, Count(), counting(), bench.delivery(None, hold=Grip()), b"")
+        message = Message("count", b"{}", 0, from_outbox=True)
+        work = Work(bench.delivery(None, hold=Grip()), b"", message, counting(), Count())
         async with bench.engine.connect() as connection:
             await connection.execute(text("select 1"))
             assert await Brakes(engine, OF_ANY_AGE).look(work) is None  # another role's, so nothing is told of it

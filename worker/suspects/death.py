@@ -7,10 +7,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker import ledger
+from worker.call import identity_of
 from worker.database import application_name
 from worker.delivery import Delivery, Report
 from worker.errors import ProcessDied
-from worker.executor import identity_of, subject_of
+from worker.executor import subject_of
 from worker.faults import is_expected
 from worker.handler import HandlerTable
 from worker.outcome import BUSY, Dead, Outcome, Released, Retrying, describe
