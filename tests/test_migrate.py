@@ -10,7 +10,8 @@ from tests.conftest import JOBS_MIGRATIONS
 from tests.support.locks import locked
 from tests.support.waiting import wait_until
 from worker.database import create_engine
-from worker.migrate import migrate, missing_versions
+from worker.migrate import migrate
+from worker.outdated import missing_versions
 
 LONG = 7
 """The advisory lock that a migration of a test waits for."""

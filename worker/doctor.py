@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from worker.database import DatabaseAway, connect
 from worker.epoch import MARKER_KEY
 from worker.heartbeat import Heartbeat, live_workers
-from worker.migrate import encoding_fault, missing_versions
+from worker.migrate import encoding_fault
+from worker.outdated import missing_versions
 from worker.settings import Settings
 from worker.suspects.quarantine import CONNECTIONS as OF_CHILDREN
 

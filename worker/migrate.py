@@ -7,13 +7,13 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.database import create_engine, read_committed
+from worker.outdated import RUNTIME_VERSIONS
 from worker.settings import SettingsError
 from worker.versions import look, understood
 
-FOLDER = Path(__file__).parent / "migrations"
 ADVISORY_LOCK = 0x7261746368_6D
 """Two `worker migrate` at once wait for each other. ("ratchm" in ASCII.)"""
 
@@ -49,9 +49,9 @@ def _upgrade(connection: Connection, config: Config) -> None:
 
 def _config(version_locations: Sequence[Path]) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(FOLDER))
+    config.set_main_option("script_location", str(RUNTIME_VERSIONS.parent))
     config.set_main_option("path_separator", "newline")
-    config.set_main_option("version_locations", "\n".join(map(str, (FOLDER / "versions", *version_locations))))
+    config.set_main_option("version_locations", "\n".join(map(str, (RUNTIME_VERSIONS, *version_locations))))
     return config
 
 
@@ -61,11 +61,6 @@ async def encoding_fault(connection: AsyncConnection) -> str:
     return "" if encoding == "UTF8" else f"its database is in {encoding}; create one with encoding 'UTF8'."
 
 
-async def missing_versions(engine: AsyncEngine, version_locations: Sequence[Path] = ()) -> set[str]:
-    """The newest versions that the database hasn't got; empty where it is up to date."""
-    async with engine.connect() as connection:
-        return await connection.run_sync(_missing, _config(version_locations))
-
-
-def _missing(connection: Connection, config: Config) -> set[str]:
-    return look(connection, config).missing
+def missing(connection: Connection, version_locations: Sequence[Path]) -> set[str]:
+    """The newest versions that the database hasn't got, as Alembic tells it."""
+    return look(connection, _config(version_locations)).missing

@@ -5,7 +5,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.app import App
 from worker.cli import run
-from worker.migrate import missing_versions
+from worker.outdated import missing_versions
 from worker.settings import load_settings
 
 

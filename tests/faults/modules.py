@@ -64,6 +64,7 @@ LEFT_OUT = {
     "listen": "wakes the relay; its poll is the net",
     "migrate": "a person's command",
     "operations": "a person's commands, each one transaction; tests/test_operations.py",
+    "outdated": "reads, before anything runs",
     "overview": "reads",
     "pipelining": "what begin sends, in one round trip; the await for it is struck in `connection`",
     "pauses": "reads what is paused; no job is lost by it",

@@ -12,6 +12,7 @@ from worker.cli.endings import NO_PRIVILEGE, Refusal
 from worker.cli.loading import load_app
 from worker.cli.reach import database
 from worker.faults import is_lost_connection, of_driver, sqlstate
+from worker.outdated import missing_versions
 from worker.settings import Settings, load_settings
 
 
@@ -32,7 +33,7 @@ def migrate() -> None:
 
 async def _missing(settings: Settings, app: App) -> set[str]:
     async with database(settings) as engine:
-        return await migrations.missing_versions(engine, app.migrations)
+        return await missing_versions(engine, app.migrations)
 
 
 def apply(settings: Settings, app: App) -> None:

@@ -28,7 +28,7 @@ from worker.database import DatabaseAway
 from worker.faults import is_lost_connection
 from worker.garbage import settle_heap
 from worker.lifeline import hold_on
-from worker.migrate import missing_versions
+from worker.outdated import missing_versions
 from worker.reporting.logs import tell_loop_errors
 from worker.reporting.observer import Observer
 from worker.reporting.start import start_reporting
