@@ -17,6 +17,7 @@ from worker.brakes import Brakes, Held
 from worker.call import Work
 from worker.errors import LONGEST_DELAY, Cancel, SelfCancelled, Snooze
 from worker.faults import FateUnknown, LedgerBusy, is_conflict, is_lost_connection, is_pool_empty, plainly
+from worker.guard import Guard
 from worker.handler import ChunkedHandler, keeps_run
 from worker.outcome import BUSY, Cancelled, Completed, Outcome, Released, Retrying, Snoozed, Yielded
 from worker.pressure import Ceiling
@@ -127,8 +128,10 @@ class Attempt:
     def _carry_out(self) -> Coroutine[Any, Any, Done]:
         handler = self._work.handler
         self._hold.begins(handler.timeout)
-        transactor = self._crew.kept if keeps_run(handler) else self._crew.unkept
-        return transactor.carry_out(self._work, self._begun)
+        if keeps_run(handler):
+            return self._crew.kept.carry_out(self._work, self._begun)
+        self._begun(ledger.Seen(self._work.delivery.failures))
+        return self._crew.unkept.carry_out(self._work, Guard())
 
     def _begun(self, seen: ledger.Seen) -> None:
         self._seen, self._has_begun = seen, True

@@ -122,7 +122,7 @@ class Executor:
         work.delivery.hold.begins(work.handler.timeout)
         observation.begun(attempt)
         try:
-            done = await self._crew.unkept.once(work, Guard(task))
+            done = await self._crew.unkept.carry_out(work, Guard(task))
         except GeneratorExit:
             raise
         except BaseException as raised:  # noqa: BLE001 - whatever a handler raises

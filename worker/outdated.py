@@ -14,7 +14,8 @@ RUNTIME_VERSIONS = Path(__file__).parent / "migrations" / "versions"
 async def missing_versions(engine: AsyncEngine, version_locations: Sequence[Path] = ()) -> set[str]:
     """The newest versions that the database hasn't got; empty where it is up to date."""
     async with engine.connect() as connection:
-        if await _applied(connection) == newest((RUNTIME_VERSIONS, *version_locations)):
+        ours = newest((RUNTIME_VERSIONS, *version_locations))
+        if ours is not None and ours <= await _applied(connection):
             return set()
         # What is ahead, and whose it is, isn't told by names alone.
         from worker.migrate import missing  # noqa: PLC0415 - it loads Alembic

@@ -1,7 +1,6 @@
 """once=False: no run is kept of a success, and PostgreSQL is asked nothing before the handler asks. At least once."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -70,13 +69,8 @@ class UnkeptTransactor:
         # An engine an isolation level: each shares the pool. To make one is slow.
         self._engines = {level: engine.execution_options(isolation_level=level) for level in get_args(Isolation)}
 
-    def carry_out(self, work: Work, on_begun: Callable[[ledger.Seen], None]) -> Coroutine[Any, Any, Completed]:
-        """One transaction. `on_begun` is told how many failures Redis counts. Raises as Transactor.carry_out does."""
-        on_begun(ledger.Seen(work.delivery.failures))
-        return self.once(work, Guard())
-
-    async def once(self, work: Work, guard: Guard) -> Completed:
-        """As `carry_out`."""
+    async def carry_out(self, work: Work, guard: Guard) -> Completed:
+        """One transaction, if the handler asks for one. Raises as Transactor.carry_out does."""
         handler = work.handler
         engine = self._engines[handler.isolation]
         session = LazySession(UnkeptSession, bind=engine, info={GUARD: guard, HANDLER: handler})

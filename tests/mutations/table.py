@@ -95,8 +95,8 @@ MUTATIONS = (
     ),
     Mutation(
         "the identity by enqueue time",
-        "worker/executor.py",
-        (("ledger.Identity(job_id, message.enqueued_ms,", "ledger.Identity(job_id, 1,"),),
+        "worker/call.py",
+        (("Identity(job_id, message.enqueued_ms,", "Identity(job_id, 1,"),),
         ("tests/runtime/test_begin.py::test_the_same_id_enqueued_at_another_time_is_another_job",),
         "tests/runtime/test_begin.py::test_a_direct_job_that_is_delivered_often_is_applied_once",
     ),

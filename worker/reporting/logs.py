@@ -22,6 +22,7 @@ from worker.reporting.tracebacks import with_texts, without_texts
 POOL = "worker.database.RuntimePool"
 """SQLAlchemy names a pool's logger by its class."""
 QUIET = {
+    "alembic.runtime.plugins": logging.WARNING,
     "arq": logging.WARNING,
     "asyncio": logging.WARNING,
     "sqlalchemy": logging.WARNING,
