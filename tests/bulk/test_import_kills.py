@@ -12,10 +12,10 @@ from tests.conftest import StartWorker
 from tests.support.waiting import wait_until
 from worker.outbox import enqueue
 
-ROWS = int(os.environ.get("RATCHET_IMPORT_ROWS", "60000"))
+ROWS = int(os.environ.get("RATCHET_IMPORT_ROWS", "45000"))
 """A million with RATCHET_IMPORT_ROWS=1000000, which takes too long for every run."""
 KILLS = min(20, ROWS // 7_500)
-"""Eight, where it isn't the long run: each costs the start of a worker and of a child for what it left."""
+"""Six, where it isn't the long run: each costs the start of a worker and of a child for what it left."""
 SEED = 4
 BAD_EVERY = 1_000
 """So many lines apart stand rows without an e-mail address."""

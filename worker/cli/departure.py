@@ -6,10 +6,10 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
-import sentry_sdk
 import structlog
 
 from worker.cli.endings import ending
+from worker.reporting.trace import loaded_sdk
 
 FLUSH_S = 2.0
 """For what Sentry is still to be told, which nothing else sends where the process ends like this."""
@@ -47,5 +47,6 @@ def _leave(patience_s: float, status: int) -> None:
     left = sorted(thread.name for thread in threading.enumerate() if not thread.daemon and thread is not main)
     hint = "the process ends without them" if left else "what is called at its end goes on; the process ends without it"
     structlog.get_logger("worker.departure").warning("threads_left", threads=left, hint=hint)
-    sentry_sdk.flush(FLUSH_S)
+    if sdk := loaded_sdk():
+        sdk.flush(FLUSH_S)
     os._exit(status)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import Any, Self
 
-import sentry_sdk
 import structlog
 
 from worker.errors import UnknownJob
@@ -16,6 +15,7 @@ from worker.reporting.bound import bound
 from worker.reporting.expected import is_expected
 from worker.reporting.observer import Subject
 from worker.reporting.seldom import Seldom
+from worker.reporting.trace import loaded_sdk
 from worker.reporting.tracebacks import error_name
 
 MAX_SHOWN = 2_000
@@ -128,5 +128,6 @@ def _trace_id(subject: Subject) -> str | None:
     given = TRACE_ID.match(subject.headers.get("sentry-trace", ""))
     if given:
         return given[0]
-    transaction = sentry_sdk.get_current_scope().transaction
+    sdk = loaded_sdk()
+    transaction = sdk.get_current_scope().transaction if sdk else None
     return transaction.trace_id if transaction else None
