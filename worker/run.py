@@ -18,7 +18,7 @@ class CurrentRun:
     enqueued_ms: int
     enqueued_at: datetime
     """When the job was enqueued; of a tick of the schedule, its time; for a `job_id` its caller chose, when its run was
-    first begun."""
+    first begun, or it was delivered where none is kept."""
     attempt: int
     """From 1."""
     name: str
