@@ -119,6 +119,17 @@ def test_a_redis_that_knows_us_and_lets_us_do_too_little_says_so(command: Comman
     assert told == "Error: Redis refuses us (no permission); allow the user in REDIS_URL what it needs.\n"
 
 
+def test_a_redis_that_is_full_says_so(command: Command, redis_url: str) -> None:
+    with SyncRedis.from_url(redis_url) as admin:
+        admin.config_set("maxmemory", 1)
+        try:
+            result = command("enqueue", "tests.ping", "--direct", exit_code=3)
+        finally:
+            admin.config_set("maxmemory", 0)
+    told = "Redis is full; give it more maxmemory, or wait until workers have caught up."
+    assert result.stderr == f"Error: {told}\n"
+
+
 async def test_a_missing_migration_ends_run_and_sends_others_to_migrate(
     start_worker: StartWorker, postgres: EmbeddedPostgres
 ) -> None:

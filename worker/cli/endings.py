@@ -1,6 +1,6 @@
 """How a command ends that failed: with which exit code, and which sentence."""
 
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, RedisError
 from sqlalchemy.exc import DBAPIError
 
 from worker.broker import is_untrusted
@@ -37,19 +37,27 @@ def ending(error: Exception) -> tuple[int, str]:
             code, sentence = FAILED, str(error)
         case DatabaseAway():
             code, sentence = AWAY, str(error)
-        case NoPermissionError():
-            code, sentence = AWAY, "Redis refuses us (no permission); allow the user in REDIS_URL what it needs."
-        case AuthenticationError():
-            code, sentence = AWAY, "Redis refuses us; check user and password in REDIS_URL."
-        case RedisError() if is_untrusted(error):
-            code, sentence = AWAY, "Redis shows a certificate that isn't trusted; check ssl_ca_certs in REDIS_URL."
         case RedisError():
-            code, sentence = AWAY, f"Redis can't be used ({type(error).__name__}); check REDIS_URL and the server."
+            code, sentence = AWAY, _of_redis(error)
         case DBAPIError():
             code, sentence = _of_database(error)
         case _:
             code, sentence = FAILED, _unexpected(error)
     return code, sentence
+
+
+def _of_redis(error: RedisError) -> str:
+    match error:
+        case NoPermissionError():
+            return "Redis refuses us (no permission); allow the user in REDIS_URL what it needs."
+        case AuthenticationError():
+            return "Redis refuses us; check user and password in REDIS_URL."
+        case OutOfMemoryError():
+            return "Redis is full; give it more maxmemory, or wait until workers have caught up."
+        case _ if is_untrusted(error):
+            return "Redis shows a certificate that isn't trusted; check ssl_ca_certs in REDIS_URL."
+        case _:
+            return f"Redis can't be used ({type(error).__name__}); check REDIS_URL and the server."
 
 
 def _of_database(error: DBAPIError) -> tuple[int, str]:
