@@ -11,7 +11,11 @@ TRACE_HEADERS = ("sentry-trace", "baggage")
 
 def loaded_sdk() -> Any:
     """Sentry's SDK, where this process has imported it. Else None: nobody traces, and to load it takes 0.1 s."""
-    return sys.modules.get("sentry_sdk")
+    if "sentry_sdk" not in sys.modules:
+        return None
+    import sentry_sdk  # noqa: PLC0415 - waits for a thread that is loading it just now
+
+    return sentry_sdk
 
 
 def outgoing_headers() -> dict[str, str]:
