@@ -40,8 +40,8 @@ def newest(folders: Iterable[Path]) -> set[str] | None:
             if not isinstance(version, str) or before is ...:
                 return None
             versions.add(version)
-            passed.update(cast("tuple[object, ...]", before) if isinstance(before, tuple) else (before,))
-    except (OSError, SyntaxError, ValueError):  # Alembic says it better
+            passed.update(cast("Sequence[object]", before) if isinstance(before, list | tuple) else (before,))
+    except (OSError, SyntaxError, TypeError, ValueError):  # Alembic takes it all the same, or says it better
         return None
     return {version for version in versions if version not in passed}
 

@@ -1,5 +1,6 @@
 """What migration files say of their place, read without Alembic. It is asked wherever they leave a doubt."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ def test_it_says_of_the_real_ones_what_alembic_says() -> None:
     assert newest([RUNTIME_VERSIONS, SHOP]) == set(ScriptDirectory.from_config(config).get_heads())
 
 
-def test_histories_that_part_and_meet(tmp_path: Path) -> None:
-    for version, before in {"a": None, "b": "a", "c": "a", "d": ("b", "c"), "e": None}.items():
+@pytest.mark.parametrize("both", [("b", "c"), ["b", "c"]])
+def test_histories_that_part_and_meet(tmp_path: Path, both: Sequence[str]) -> None:
+    for version, before in {"a": None, "b": "a", "c": "a", "d": both, "e": None}.items():
         (tmp_path / f"{version}.py").write_text(f"revision: str = {version!r}\ndown_revision = {before!r}\n")
     (tmp_path / "__init__.py").write_text("")
     assert newest([tmp_path]) == {"d", "e"}
@@ -33,6 +35,7 @@ def test_histories_that_part_and_meet(tmp_path: Path) -> None:
         "down_revision = None",
         "from elsewhere import revision, down_revision",
         "revision = 'a' + suffix\ndown_revision = None",
+        "revision = 'a'\ndown_revision = {'b', 'c'}",
         "revision = 'a'\ndown_revision =",
     ],
 )
