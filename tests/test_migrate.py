@@ -86,6 +86,46 @@ async def test_one_history_is_applied_though_the_database_is_ahead_in_another(da
     assert await versions_missing_after(database_url, "select from letter") == set()
 
 
+def make_dependent(letters: Path, version: str) -> None:
+    [file] = letters.iterdir()
+    file.write_text(f"{file.read_text()}depends_on = {version!r}\n")
+
+
+async def test_a_history_that_depends_on_another_isnt_ahead_where_that_one_is(database_url: str, letters: Path) -> None:
+    make_dependent(letters, "worker_0001")
+    later = "update worker.alembic_version set version_num = 'worker_9999' where version_num = 'worker_0003'"
+    assert await versions_missing_after(database_url, later) == set()
+    await asyncio.to_thread(migrate, database_url, [JOBS_MIGRATIONS, letters])
+    assert await versions_missing_after(database_url, "select from letter") == set()
+
+
+async def test_nor_is_that_one_behind_where_nobody_has_noted_its_beginning(database_url: str, letters: Path) -> None:
+    make_dependent(letters, "worker_0001")
+    await asyncio.to_thread(migrate, database_url, [JOBS_MIGRATIONS, letters])
+    later = (
+        "update worker.alembic_version set version_num = 'worker_9999', bases = null where version_num = 'worker_0003'"
+    )
+    assert await versions_missing_after(database_url, later) == set()
+    engine = create_engine(database_url, pool_size=1)
+    assert await missing_versions(engine, [JOBS_MIGRATIONS, letters]) == set()
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("now", ["letters_0001", "letters_9999"])
+async def test_what_an_applied_version_depends_on_is_not_missing_though_it_has_no_row(
+    database_url: str, letters: Path, now: str
+) -> None:
+    make_dependent(letters, "worker_0003")
+    await asyncio.to_thread(migrate, database_url, [JOBS_MIGRATIONS, letters])
+    assert await versions(database_url) == {"jobs_0001", "letters_0001"}
+    engine = create_engine(database_url, pool_size=1, application="ratchet test")
+    async with engine.begin() as connection:
+        moved = "update worker.alembic_version set version_num = :now where version_num = 'letters_0001'"
+        await connection.execute(text(moved), {"now": now})
+    assert await missing_versions(engine, [JOBS_MIGRATIONS, letters]) == set()
+    await engine.dispose()
+
+
 async def test_a_database_that_was_migrated_before_bases_were_noted_counts_versions(database_url: str) -> None:
     older = "alter table worker.alembic_version drop column bases"
     assert await versions_missing_after(database_url, older) == set()

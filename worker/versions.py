@@ -57,10 +57,16 @@ def look(connection: Connection, config: Config) -> State:
     later = {base for bases in unknown.values() for base in bases or ()}
     heads = {head: _bases(scripts, head) for head in scripts.get_heads() if head not in applied}
     ahead = {head for head, bases in heads.items() if bases & later}
-    missing = {head for head, bases in heads.items() if bases & begun} - ahead
+    # Alembic keeps no row of what an applied version depends on.
+    had = {
+        each.revision
+        for version in (known & applied.keys()) | ahead
+        for each in scripts.iterate_revisions(version, "base")
+    }
+    missing = {head for head, bases in heads.items() if bases & begun} - had
     untold = {version for version, bases in unknown.items() if bases is None}
     for ours in (True, False):
-        unclear = {head for head in heads.keys() - ahead - missing if head.startswith(RUNTIME) is ours}
+        unclear = {head for head in heads.keys() - had - missing if head.startswith(RUNTIME) is ours}
         # Only their number is left to go by, and a version that nothing is told of counts as a later one.
         is_behind = len(unclear) > sum(version.startswith(RUNTIME) is ours for version in untold)
         (missing if is_behind else ahead).update(unclear)
@@ -98,4 +104,12 @@ def _applied(connection: Connection) -> dict[str, Bases | None]:
 
 
 def _bases(scripts: ScriptDirectory, version: str) -> Bases:
-    return frozenset(each.revision for each in scripts.iterate_revisions(version, "base") if each.is_base)
+    """By `down_revision` alone: Alembic's own walk goes to what a version depends on too, which is another history."""
+    bases, seen, left = set[str](), set[str](), {version}
+    while left:
+        seen.add(one := left.pop())
+        before = scripts.get_revision(one).down_revision
+        if not before:
+            bases.add(one)
+        left |= {before} - seen if isinstance(before, str) else set(before or ()) - seen
+    return frozenset(bases)
