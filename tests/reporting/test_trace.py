@@ -1,6 +1,12 @@
 """The enqueuer's trace goes with the message and on in the job."""
 
+import importlib
 import json
+import sys
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
 
 import pytest
 import sentry_sdk
@@ -10,12 +16,16 @@ from sqlalchemy.orm import Session
 from tests.reporting.conftest import StartReporting
 from tests.reporting.envelopes import SentryServer
 from tests.reporting.subjects import PAY, attempt
+from tests.support.waiting import wait_until
 from worker.job import Job
 from worker.models import Outbox
 from worker.outbox import enqueue
 from worker.outcome import Completed
-from worker.reporting.trace import outgoing_headers
+from worker.reporting.trace import loaded_sdk, outgoing_headers
 from worker.wire import Message, decode
+
+LOADING = Barrier(2, timeout=10)
+"""Met by a module that is half loaded, and again when it may go on."""
 
 
 class Pay(Job, name="orders.pay"):
@@ -103,3 +113,27 @@ def test_jobs_that_are_enqueued_outside_any_transaction_are_not_joined_in_one_tr
         assert outgoing_headers() == {}
     with sentry_sdk.start_transaction(name="POST /orders"):
         assert set(outgoing_headers()) == {"sentry-trace", "baggage"}
+
+
+async def test_who_enqueues_while_another_thread_loads_the_sdk_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sentry_sdk.py").write_text(
+        f"from {__name__} import LOADING\nLOADING.wait()\nLOADING.wait()\nwhole = 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sentry_sdk")
+    with ThreadPoolExecutor(2) as threads:
+        loading = threads.submit(importlib.import_module, "sentry_sdk")
+        LOADING.wait()
+        asking = threads.submit(lambda: hasattr(loaded_sdk(), "whole"))
+
+        async def waits_or_has_asked() -> bool:
+            stacks = map(traceback.extract_stack, sys._current_frames().values())
+            waiting = [stack for stack in stacks if any(frame.name == "loaded_sdk" for frame in stack)]
+            return asking.done() or any("importlib" in stack[-1].filename for stack in waiting)
+
+        await wait_until(waits_or_has_asked)
+        LOADING.wait()
+        loading.result()
+        assert asking.result()

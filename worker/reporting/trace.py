@@ -11,9 +11,9 @@ TRACE_HEADERS = ("sentry-trace", "baggage")
 
 def loaded_sdk() -> Any:
     """Sentry's SDK, where this process has imported it. Else None: nobody traces, and to load it takes 0.1 s."""
-    if "sentry_sdk" not in sys.modules:
+    if sys.modules.get("sentry_sdk") is None:
         return None
-    import sentry_sdk  # noqa: PLC0415 - waits for a thread that is loading it just now
+    import sentry_sdk  # noqa: PLC0415 - as said; and it waits where another thread is half through loading it
 
     return sentry_sdk
 
