@@ -81,20 +81,18 @@ class Attempt:
 
     async def settle(self) -> Settled:
         """Until there is an outcome."""
-        return await self._settle(None)
-
-    async def settle_after(self, raised: BaseException) -> Settled:
-        """As `settle`, where a first transaction has begun and has raised this."""
-        self._seen, self._has_begun = ledger.Seen(self._work.delivery.failures), True
-        return await self._settle(await self._after(raised))
-
-    async def _settle(self, settled: Settled | None) -> Settled:
+        settled = None
         try:
             while settled is None:
                 settled = await self._once()
         finally:
             self._work.memory.forget()
         return settled
+
+    async def after_first(self, raised: BaseException) -> Settled | None:
+        """Where a first transaction was begun elsewhere, and has raised this. None: it is for `settle` to try again."""
+        self._seen, self._has_begun = ledger.Seen(self._work.delivery.failures), True
+        return await self._after(raised)
 
     async def _once(self) -> Settled | None:
         try:

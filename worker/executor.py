@@ -126,8 +126,12 @@ class Executor:
         except GeneratorExit:
             raise
         except BaseException as raised:  # noqa: BLE001 - whatever a handler raises
-            return await Attempt(work, self._crew, observation).settle_after(raised)
-        return Settled(done, None, attempt)
+            again = Attempt(work, self._crew, observation)
+            settled = await again.after_first(raised)
+        else:
+            return Settled(done, None, attempt)
+        # Not in `except`: Python would tell of what this call raises as if the first one's error had led to it.
+        return settled or await again.settle()
 
     async def _record(
         self,

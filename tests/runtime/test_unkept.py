@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 
 import pytest
 from sqlalchemy import event, text
@@ -119,6 +120,21 @@ async def test_a_snooze_and_a_permanent_error_mean_what_they_always_mean(bench: 
     assert await bench.runs() == [("snoozed", 0)]
     assert await bench.run(Handler(Note, never, once=False), delivery) == Dead("Permanent: never")
     assert await bench.run(Handler(Note, never), delivery) == Duplicate(None, failed="Permanent: never")
+
+
+async def test_what_a_second_call_raises_is_told_without_what_the_first_one_raised(bench: Bench) -> None:
+    calls = count()
+
+    async def failing_twice(job: Note, session: AsyncSession) -> None:
+        if next(calls) == 0:
+            await session.execute(text("do $$ begin raise exception using errcode = '40001'; end $$"))
+        raise ValueError("no")
+
+    outcome = await bench.run(Handler(Note, failing_twice, once=False), bench.direct(Note()))
+    [(told, error)] = bench.told.endings
+    assert (told, next(calls)) == (outcome, 2)
+    assert isinstance(error, ValueError)
+    assert error.__context__ is None
 
 
 async def test_what_was_added_is_flushed_and_committed(bench: Bench) -> None:
