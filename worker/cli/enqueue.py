@@ -49,6 +49,8 @@ class _Order:
     delay: timedelta | None
     at: datetime | None
     queue: str | None
+    is_kept: bool
+    """Whether its handler keeps a run, which tells of it when it is done."""
 
 
 def enqueue(
@@ -95,13 +97,14 @@ def enqueue(
         )
     try:
         limit, due_in = timedelta(seconds=timeout), timedelta(seconds=delay) if delay is not None else None
-        order = _Order(handler.job.from_payload(payload.encode()), key, job_id, due_in, _moment(at), queue)
+        job, is_kept = handler.job.from_payload(payload.encode()), keeps_run(handler)
+        order = _Order(job, key, job_id, due_in, _moment(at), queue, is_kept)
         awaited = asyncio.run(_send(settings, order) if direct else _leave(settings, order))
     except (InvalidPayload, ValueError) as error:  # their texts name what is wrong, and no value of the payload
         raise Refusal(str(error), WRONG) from error
     typer.echo(awaited.job_id)
     if wait:
-        print_json(_result(settings, awaited, limit, is_kept=keeps_run(handler)))
+        print_json(_result(settings, awaited, limit, is_kept=is_kept))
 
 
 async def _leave(settings: Settings, order: _Order) -> Awaited:
@@ -115,7 +118,7 @@ async def _leave(settings: Settings, order: _Order) -> Awaited:
             await session.commit()
         except DBAPIError as error:
             if is_lost_connection(error):
-                raise _unanswered("PostgreSQL", f"the job {job_id}", f"worker show {job_id}") from error
+                raise _unanswered("PostgreSQL", f"the job {job_id}", f"worker show {job_id}", order) from error
             raise
         return Awaited(job_id, last + 1)
 
@@ -128,7 +131,7 @@ async def _send(settings: Settings, order: _Order) -> Awaited:
         try:
             job_id = await queue.enqueue(order.job, job_id=order.job_id, delay=order.delay, at=order.at)
         except (ConnectionError, TimeoutError) as error:
-            raise _unanswered("Redis", "the job", "worker status and worker runs") from error
+            raise _unanswered("Redis", "the job", "worker status and worker runs", order) from error
     if job_id is None:
         raise Refusal(
             f"{order.job_id} is queued already or has a result, so nothing was sent; choose another --job-id."
@@ -136,10 +139,11 @@ async def _send(settings: Settings, order: _Order) -> Awaited:
     return Awaited(job_id, now_ms)
 
 
-def _unanswered(server: str, job: str, look: str) -> Refusal:
+def _unanswered(server: str, job: str, look: str, order: _Order) -> Refusal:
     """What was sent may have arrived though its answer was lost: who simply enqueues again may have the job twice."""
     lost = f"The connection to {server} was lost before it said whether {job} was enqueued"
-    return Refusal(f"{lost}; look with {look} before you enqueue it again.", AWAY)
+    untold = "" if order.is_kept else "; its handler keeps no run, so where nothing is found it may be done already"
+    return Refusal(f"{lost}; look with {look} before you enqueue it again{untold}.", AWAY)
 
 
 def _result(settings: Settings, awaited: Awaited, limit: timedelta, *, is_kept: bool) -> JsonValue:
