@@ -119,9 +119,9 @@ class Executor:
     async def _unkept(self, work: Work, observation: Observation, task: asyncio.Task[Any]) -> Settled:
         """The attempt of a handler with once=False. Most succeed at once, and need nothing of an Attempt."""
         attempt = work.delivery.failures + 1
-        work.delivery.hold.begins(work.handler.timeout)
-        observation.begun(attempt)
         try:
+            work.delivery.hold.begins(work.handler.timeout)
+            observation.begun(attempt)
             done = await self._crew.unkept.carry_out(work, Guard(task))
         except GeneratorExit:
             raise
