@@ -50,6 +50,10 @@ def check_call(kind: str, job: object, run: object, *given: str) -> None:
     name = job.job_name or job.__name__
     if not callable(run):
         raise ValueError(f"The {kind} of {name} got {run!r}; give an async function.")  # noqa: TRY004 - as above
+    if inspect.isasyncgenfunction(run) or inspect.isgeneratorfunction(run):  # each of its jobs would be dead at once
+        raise ValueError(
+            f"The {kind} of {name} got {run!r}, which is a generator; give an async function without yield in it."
+        )
     try:
         signature = inspect.signature(run, follow_wrapped=False)  # a decorator may give what its function needs
     except (TypeError, ValueError):  # it has none, as much of what is written in C

@@ -1,6 +1,6 @@
 """The table of handlers, and what a policy may say."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import timedelta
 from functools import partial, wraps
 from typing import Any
@@ -220,6 +220,14 @@ async def takes_the_job_alone(job: Job) -> None:
     pass
 
 
+async def yields(job: Job, session: AsyncSession) -> AsyncIterator[int]:
+    yield 1
+
+
+def yields_in_turn(job: Job, session: AsyncSession) -> Iterator[int]:
+    yield 1
+
+
 async def wants_a_mailer(job: Job, session: AsyncSession, *, mailer: object) -> None:
     pass
 
@@ -231,6 +239,9 @@ async def wants_a_mailer(job: Job, session: AsyncSession, *, mailer: object) -> 
         (wants_a_mailer, r"missing a required .*'mailer'; take these, and give what else it needs with functools\.p"),
         (count, r"missing a required .*'chunk'; take these"),
         (None, r"The Handler of pay got None; give an async function"),
+        (yields, r"The Handler of pay got <function yields .*, which is a generator; give an async function without"),
+        (yields_in_turn, r"which is a generator"),
+        (partial(yields), r"which is a generator"),
     ],
 )
 def test_a_function_that_cant_be_called_is_refused_before_a_job_runs(run: Any, sentence: str) -> None:
