@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from inspect import isasyncgenfunction
 from pathlib import Path
 
 from worker.handler import AnyHandler, HandlerTable, Policy, bind
 from worker.job import Job
-from worker.lifespan import Lifespan
+from worker.lifespan import Lifespan, check_lifespan
 from worker.schedule import Cron
 
 
@@ -35,8 +34,8 @@ class App:
         lifespan: Lifespan = nullcontext,
     ) -> None:
         """Raises ValueError for what is no handler, two handlers of a job, two cron entries of a name, a cron job
-        without a handler, one thing where several are asked for, migrations that aren't there, or a lifespan that gives
-        no context manager.
+        without a handler, one thing where several are asked for, migrations that aren't there, or a lifespan that can't
+        be called or gives no context manager.
         """
         for field, given, kind in (("handlers", handlers, Policy), ("schedule", schedule, Cron)):
             if isinstance(given, kind):  # whose comma is easily left out
@@ -44,11 +43,7 @@ class App:
         table = bind(handlers)
         _check_schedule(schedule, table)
         _check_migrations(migrations)
-        if isasyncgenfunction(lifespan) or not callable(lifespan):  # pyright: ignore[reportUnnecessaryComparison]
-            raise ValueError(
-                f"The app has lifespan={lifespan!r}; give a function that returns an async context manager, such as "
-                "one with contextlib.asynccontextmanager above it."
-            )
+        check_lifespan(lifespan)
         object.__setattr__(self, "handlers", table)
         object.__setattr__(self, "schedule", tuple(schedule))
         object.__setattr__(self, "migrations", tuple(map(Path, migrations)))

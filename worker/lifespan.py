@@ -3,14 +3,50 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TypeAlias
+from inspect import isasyncgenfunction, iscoroutinefunction, ismethod, signature
+from typing import Any, TypeAlias
 
 from worker.reporting.observer import Observer
 
 Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[object]]
-"""As FastAPI's and Starlette's."""
+"""As FastAPI's and Starlette's, but for the application, which those take."""
 CLOSE_S = 5.0
 """For it to close. Its jobs have ended, and whoever waits for the process to be gone has no use for more."""
+
+
+def check_lifespan(lifespan: object) -> None:
+    """Raises ValueError for what would end each worker at its start: it is called there first."""
+    if isasyncgenfunction(lifespan) or iscoroutinefunction(lifespan) or not callable(lifespan):
+        raise ValueError(
+            f"The app has lifespan={lifespan!r}; give a function that returns an async context manager, such as "
+            "one with contextlib.asynccontextmanager above it."
+        )
+    try:
+        _bind_nothing(lifespan)
+    except TypeError as error:
+        if isinstance(lifespan, AbstractAsyncContextManager):  # contextlib's can be called too, as decorators
+            raise ValueError(  # noqa: TRY004 - as the other
+                f"The app has lifespan={lifespan!r}, which has been called already; give the function itself, since "
+                "each process calls it."
+            ) from None
+        raise ValueError(
+            f"The app has lifespan={lifespan!r}, which can't be called with nothing: {error}; let it take nothing, and "
+            "give what it needs with functools.partial."
+        ) from None
+
+
+def _bind_nothing(lifespan: Callable[..., Any]) -> None:
+    """Raises TypeError where `lifespan` needs arguments. One of asynccontextmanager's takes what its function does."""
+    called: Any = lifespan
+    given: tuple[object, ...] = ()
+    if getattr(lifespan, "__code__", None) is _OF_CONTEXTLIB:
+        given = (called.__self__,) if ismethod(lifespan) else ()
+        called = called.__wrapped__
+    try:
+        found = signature(called, follow_wrapped=False)  # another decorator may give what its function needs
+    except (TypeError, ValueError):  # it has none, as much of what is written in C
+        return
+    found.bind(*given)
 
 
 @asynccontextmanager
@@ -29,3 +65,7 @@ async def opened(lifespan: Lifespan, observer: Observer) -> AsyncGenerator[None]
                 await held.__aexit__(None, None, None)
         except Exception as error:  # noqa: BLE001 - as above
             observer.fault("lifespan", error)
+
+
+_OF_CONTEXTLIB: Any = opened.__code__
+"""Shared by all functions that asynccontextmanager has made."""
