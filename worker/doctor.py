@@ -201,7 +201,10 @@ def _relay(state: Row[Any], marker: bytes | None) -> Finding:
     if state.marker is None:
         return Finding("relay", "ok", "It hasn't run yet.")
     if marker is None or marker.decode() != state.marker:
-        told = "This isn't the Redis that the outbox was sent to; a running worker sends it all again."
+        told = (
+            "This isn't the Redis that the outbox was sent to; a running worker sends it all again. If others of this "
+            "database use that one, their jobs and ours get stuck: give all the same REDIS_URL."
+        )
         return Finding("relay", "warning", told)
     return Finding("relay", "ok", f"Epoch {state.epoch}; this is the Redis that the outbox was sent to.")
 

@@ -27,6 +27,10 @@ update worker.relay_state set epoch = epoch + 1, marker = :marker, redis_run_id 
     raised_at = case when marker is not null then clock_timestamp() end
 """)
 
+_OF_ONE = "it was wiped, restarted or exchanged; what isn't in it is sent again"
+# Workers of two of them raise the epoch in turn, so what the other was sent is never sent again.
+_OF_TWO = f"{_OF_ONE}; if this is said again and again, workers of this database differ in REDIS_URL: give all the same"
+
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
@@ -58,9 +62,8 @@ async def current_epoch(engine: AsyncEngine, redis: Redis) -> Epoch:
             # First Redis, then PostgreSQL: a crash in between leaves them different, and the next look raises again.
             await redis.set(MARKER_KEY + state.installation, fresh)
             if state.marker is not None:
-                structlog.get_logger("worker.relay").warning(
-                    "redis_changed", hint="it was wiped, restarted or exchanged; what isn't in it is sent again"
-                )
+                is_marked = marker not in {None, state.marker}
+                structlog.get_logger("worker.relay").warning("redis_changed", hint=_OF_TWO if is_marked else _OF_ONE)
             await connection.execute(_RAISE, {"marker": fresh, "run_id": run_id})
             state = await _read(connection)
         return Epoch(state.epoch, state.age)

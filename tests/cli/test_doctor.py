@@ -108,6 +108,7 @@ def test_another_redis_than_the_relays_is_told(command: Command, postgres: Embed
     postgres.psql("update worker.relay_state set marker = 'another'", database=name)
     verdict, told = verdicts(command)["relay"]
     assert (verdict, told.split(";")[0]) == ("warning", "This isn't the Redis that the outbox was sent to")
+    assert told.endswith("give all the same REDIS_URL.")
 
 
 def test_a_server_that_lets_us_look_at_too_little_fails_and_the_other_is_looked_at(

@@ -6,6 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import structlog
+from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.outbox.hands import AN_HOUR, Count, Hands, Play, Stage
@@ -180,6 +182,27 @@ async def test_another_redis_is_told_from_the_first(hands: Hands) -> None:
     [key] = await hands.redis.keys("ratchet:relay:*")
     await hands.redis.set(key, "another database's relay wrote this")
     assert (await current_epoch(hands.engine, hands.redis)).number == before.number + 1
+
+
+async def test_workers_whose_redis_differ_are_told_so_and_one_that_was_wiped_isnt(hands: Hands, redis_url: str) -> None:
+    """What one Redis was sent is never sent to the other, since each look of the other's workers begins a new wait."""
+
+    async def told(redis: Redis) -> str:
+        with structlog.testing.capture_logs() as logs:
+            await current_epoch(hands.engine, redis)
+        [log] = logs
+        hint: str = log["hint"]
+        return hint.rpartition("; ")[2]
+
+    await current_epoch(hands.engine, hands.redis)
+    other = Redis.from_url(redis_url, db=1)
+    try:
+        assert await told(other) == "what isn't in it is sent again"
+        for redis in (hands.redis, other, hands.redis):
+            assert (await told(redis)).endswith("workers of this database differ in REDIS_URL: give all the same")
+    finally:
+        await other.flushdb()
+        await other.aclose()
 
 
 async def test_a_crash_between_marking_redis_and_postgresql_is_mended_by_the_next_look(hands: Hands) -> None:
