@@ -1,7 +1,8 @@
 """A migration of the domain that fails: the command says which one and why, without what PostgreSQL quotes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -18,12 +19,14 @@ from alembic import op
 revision, down_revision, branch_labels, depends_on = "shop_0001", None, ("shop",), None
 def upgrade():
     op.execute("create table one (id int unique deferrable initially deferred)")
-    op.execute({statement!r})
+    {code}
 """
 SECRET = "hunter2"
 HINT = "nothing was applied; correct it or the database, or run this again with --debug to see where."
 
-Migrating = Callable[[str], str]
+
+class Migrating(Protocol):
+    def __call__(self, statement: str, code: str = ...) -> str: ...
 
 
 @pytest.fixture
@@ -40,8 +43,9 @@ def migrating(command: Command, empty_url: str, tmp_path: Path, monkeypatch: pyt
     (tmp_path / f"{tmp_path.name}.py").write_text(APP)
     monkeypatch.syspath_prepend(tmp_path)
 
-    def migrate(statement: str) -> str:
-        (tmp_path / "versions" / "shop_0001.py").write_text(VERSION.format(statement=statement))
+    def migrate(statement: str, code: str = "op.execute({statement!r})") -> str:
+        written = VERSION.format(code=code.format(statement=statement))
+        (tmp_path / "versions" / "shop_0001.py").write_text(written)
         told = command("migrate", exit_code=1, DATABASE_URL=empty_url, WORKER_APP=f"{tmp_path.name}:app")
         assert told.stdout == ""
         return told.stderr
@@ -68,3 +72,18 @@ def test_a_migration_that_fails_is_named_with_its_fault_and_nothing_is_applied(
 def test_one_that_fails_at_the_commit_is_told_too(migrating: Migrating) -> None:
     twice = "insert into one values (1), (1)"
     assert migrating(twice) == f"Error: The migration failed (23505 UniqueViolationError): {HINT}\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("with op.get_context().autocommit_block(): op.execute({statement!r})", "AssertionError"),
+        ("int({statement!r})", "ValueError"),
+    ],
+)
+def test_so_is_one_whose_fault_isnt_postgresqls(
+    migrating: Migrating, postgres: EmbeddedPostgres, code: str, told: str
+) -> None:
+    index = f"create index concurrently {SECRET} on one (id)"
+    assert migrating(index, code) == f"Error: The migration shop_0001 failed ({told}): {HINT}\n"
+    assert "worker" not in postgres.psql("select nspname from pg_namespace", database="failed_migration").split()

@@ -46,8 +46,16 @@ def apply(settings: Settings, app: App) -> None:
             raise
         # PostgreSQL's own text isn't shown: it may quote a row.
         fault = f"{sqlstate(error)} {type(of_driver(error)).__name__}".strip()
-        hint = "nothing was applied; correct it or the database, or run this again with --debug to see where"
-        raise Refusal(f"The migration{_version_at(error)} failed ({fault}): {hint}.") from error
+        raise _refusal(_version_at(error), fault) from error
+    except Exception as error:
+        if not (version := _version_at(error)):
+            raise
+        raise _refusal(version, type(error).__name__) from error
+
+
+def _refusal(version: str, fault: str) -> Refusal:
+    hint = "nothing was applied; correct it or the database, or run this again with --debug to see where"
+    return Refusal(f"The migration{version} failed ({fault}): {hint}.")
 
 
 def _version_at(error: BaseException) -> str:
