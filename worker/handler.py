@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.chunk import Chunk, Step
-from worker.handler_checks import OF_ALL, OF_BATCHES, OF_CHUNKS, check_call, check_kinds
+from worker.handler_checks import OF_ALL, OF_BATCHES, OF_CHUNKS, check_call, check_fields, check_kinds
 from worker.job import Job
 from worker.limits import Gate, Rate
 from worker.pace import Sizes
@@ -177,7 +177,8 @@ def keeps_run(handler: AnyHandler) -> bool:
 def bind(handlers: Iterable[AnyHandler]) -> HandlerTable:
     """The table of handlers by the names and aliases of their jobs.
 
-    Raises ValueError for what is no handler, where a job has no name, or two handlers claim one name.
+    Raises ValueError for what is no handler, where a job has no name or a field of an unknown type, or two handlers
+    claim one name.
     """
     table: dict[str, AnyHandler] = {}
     for handler in handlers:
@@ -190,6 +191,7 @@ def bind(handlers: Iterable[AnyHandler]) -> HandlerTable:
             raise ValueError(
                 f"{handler.job.__name__} has no job name; write class {handler.job.__name__}(Job, name=…)."
             )
+        check_fields(handler.job)
         for name in (handler.job.job_name, *handler.job.job_aliases):
             if name in table:
                 raise ValueError(

@@ -6,6 +6,8 @@ from datetime import timedelta
 from types import NoneType
 from typing import TypeAlias
 
+from pydantic import PydanticUndefinedAnnotation
+
 from worker.job import Job
 from worker.limits import Rate
 from worker.retry import RetryPolicy
@@ -64,4 +66,18 @@ def check_call(kind: str, job: object, run: object, *given: str) -> None:
         raise ValueError(
             f"The {kind} of {name} can't call its function with ({', '.join(given)}): {error}; "
             "take these, and give what else it needs with functools.partial."
+        ) from None
+
+
+def check_fields(job: type[Job]) -> None:
+    """Raises ValueError where a field's type isn't known: each payload that came would be dead at once.
+
+    Not before all modules are loaded, since a type may stand below the job that names it.
+    """
+    try:
+        job.model_rebuild()
+    except PydanticUndefinedAnnotation as error:
+        raise ValueError(
+            f"{job.__name__} has a field whose type {error.name} isn't known when it runs; import that outside of "
+            "`if TYPE_CHECKING`."
         ) from None

@@ -6,6 +6,7 @@ from functools import partial, wraps
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from worker.chunk import Chunk, Step
@@ -211,6 +212,32 @@ def test_handlers_keep_runs_unless_they_say_otherwise() -> None:
     kept = (Handler(Pay, do), ChunkedHandler(Ship, count, cursor=int), BatchHandler(Ship, ship_many))
     assert all(keeps_run(handler) for handler in kept)
     assert not keeps_run(Handler(Pay, do, once=False))
+
+
+# --- fields of a type that isn't known --------------------------------------------------------------------------------
+
+
+class Settle(Job, name="settle"):
+    """Its field's type stands below it."""
+
+    by: "Card"
+
+
+class Card(BaseModel):
+    number: str
+
+
+def test_a_type_that_stands_below_its_job_is_known_when_the_app_is_made() -> None:
+    bind([Handler(Settle, do)])
+    assert Settle.from_payload(b'{"by": {"number": "4"}}') == Settle(by=Card(number="4"))
+
+
+def test_a_field_whose_type_isnt_known_is_refused_before_a_job_runs() -> None:
+    """As where a linter has moved its import below `if TYPE_CHECKING`."""
+    namespace = {"__module__": __name__, "__annotations__": {"day": "Moved"}}
+    close: Any = type("Close", (Job,), namespace, name="close")
+    with pytest.raises(ValueError, match="Close has a field whose type Moved isn't known when it runs; import that"):
+        bind([Handler(close, do)])
 
 
 # --- what can't be called, before a job finds out ---------------------------------------------------------------------
