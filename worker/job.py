@@ -62,6 +62,11 @@ class Job(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **_keywords: Any) -> None:
         """Raises ValueError for a field that would stand for what the class says, or that no worker would get."""
+        cls.__pydantic_on_complete__()
+
+    @classmethod
+    def __pydantic_on_complete__(cls) -> None:
+        """The same, once the types of all fields are known: what is annotated beside one that isn't isn't either."""
         taken = sorted({"job_name", "job_queue", "job_aliases"} & cls.model_fields.keys())
         if taken:
             raise ValueError(f"{cls.__name__} has a field {taken[0]}, which is the job's own; call it something else.")

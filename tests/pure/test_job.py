@@ -8,6 +8,7 @@ import pytest
 from pydantic import (
     AliasChoices,
     AliasPath,
+    BaseModel,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -175,6 +176,21 @@ def test_a_text_of_asterisks_is_no_secret_though_a_list_comes_back_for_a_tuple()
 def test_a_field_that_no_worker_would_get_is_refused(field: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^Lossy {sentence}"):
         create_model("Lossy", __base__=Job, n=(int, field))
+
+
+class Paid(Job):
+    """Its fields' types stand below it, so what is annotated beside the first isn't known yet."""
+
+    card: "Annotated[Card | None, Field(exclude=True)]" = None
+
+
+class Card(BaseModel):
+    number: str
+
+
+def test_so_is_one_whose_type_stands_below_its_job() -> None:
+    with pytest.raises(ValueError, match=r"^Paid excludes its field card, which no worker would get"):
+        Paid(card=Card(number="4"))
 
 
 @pytest.mark.parametrize(
