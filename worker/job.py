@@ -146,6 +146,18 @@ class Job(BaseModel):
         raise InvalidPayload(f"The payload does not fit {cls.job_name}: {faults}.")
 
 
+def unread_keys(job: type[Job], payload: bytes) -> int:
+    """How many keys of a payload that fits are ignored, and stand for a field that was misspelt, perhaps."""
+    if job.model_config.get("extra") != "ignore":
+        return 0
+    try:
+        job.__pydantic_validator__.validate_json(payload, extra="forbid")
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        return sum(fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1 for fault in faults)
+    return 0
+
+
 def _holds_secret(value: object) -> bool:
     if isinstance(value, BaseModel):
         value = vars(value)

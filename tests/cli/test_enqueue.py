@@ -76,6 +76,14 @@ def test_direct_goes_past_the_outbox(command: Command, query: Query, redis_url: 
         ),
         (("tests.greet",), "The payload does not fit tests.greet: name: Field required."),
         (("tests.greet", "--json", "{'name'}"), "The payload does not fit tests.greet: payload: Invalid JSON"),
+        (
+            ("tests.count", "--json", '{"to": 9, "stpo": 3, "step": 1}'),
+            "The payload has 2 keys that tests.count doesn't read; its fields are to, stop.",
+        ),
+        (
+            ("tests.ping", "--json", '{"to": 9}'),
+            "The payload has 1 key that tests.ping doesn't read; its fields are none.",
+        ),
         (("tests.ping", "--at", "tomorrow"), "--at is 'tomorrow'; give a time in ISO 8601 with a zone"),
         (("tests.ping", "--at", "2030-01-31T09:00"), "--at is '2030-01-31T09:00'; give a time in ISO 8601 with a zone"),
         (("tests.ping", "--at", "2030-01-31T09:00Z", "--delay", "1"), "enqueue got both delay and at"),

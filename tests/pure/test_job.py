@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from worker.errors import InvalidPayload
-from worker.job import DEFAULT_QUEUE, MAX_PAYLOAD_BYTES, Job
+from worker.job import DEFAULT_QUEUE, MAX_PAYLOAD_BYTES, Job, unread_keys
 
 T = TypeVar("T")
 
@@ -226,3 +226,27 @@ def test_a_validator_that_fails_is_told_without_what_it_says() -> None:
 def test_a_field_that_would_stand_for_what_the_class_says_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match=f"Wrong has a field {field}, which is the job's own"):
         type("Wrong", (Job,), {"__annotations__": {field: str}, "__module__": __name__}, name="wrong")
+
+
+class Open(Job, name="open"):
+    model_config = ConfigDict(extra="allow")
+
+    card: Card | None = None
+
+
+class Renamed(Job, name="renamed"):
+    to: int = Field(0, validation_alias=AliasChoices("to", "until"))
+
+
+@pytest.mark.parametrize(
+    ("job", "payload", "unread"),
+    [
+        (Renamed, b'{"until": 1}', 0),
+        (Renamed, b'{"untl": 1, "from": 0}', 2),
+        (Open, b'{"crad": null}', 0),
+        (Open, b'{"card": {"number": "4", "name": "Ada"}}', 0),
+    ],
+)
+def test_keys_that_a_job_ignores_are_counted(job: type[Job], payload: bytes, unread: int) -> None:
+    job.from_payload(payload)
+    assert unread_keys(job, payload) == unread

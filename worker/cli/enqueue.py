@@ -23,7 +23,7 @@ from worker.database import DatabaseAway
 from worker.errors import InvalidPayload
 from worker.faults import is_lost_connection, of_driver
 from worker.handler import AnyHandler, keeps_run
-from worker.job import Job
+from worker.job import Job, unread_keys
 from worker.outbox import enqueue as add_to_outbox
 from worker.printable import printable
 from worker.queue import Queue
@@ -79,7 +79,7 @@ def enqueue(
     """Enqueue one job and print its id.
 
     It goes through the outbox, as enqueue(session, job) does: once this command has printed the id, the job is applied
-    exactly once. The payload is checked against the job's model first.
+    exactly once. The payload is checked against the job's model first, and a key that is no field of it is refused.
 
     With --wait the exit code is 1 where the job ends dead or cancelled, or not in time.
 
@@ -97,7 +97,7 @@ def enqueue(
         )
     try:
         limit, due_in = timedelta(seconds=timeout), timedelta(seconds=delay) if delay is not None else None
-        job, is_kept = handler.job.from_payload(payload.encode()), keeps_run(handler)
+        job, is_kept = _read(handler.job, payload.encode()), keeps_run(handler)
         order = _Order(job, key, job_id, due_in, _moment(at), queue, is_kept)
         awaited = asyncio.run(_send(settings, order) if direct else _leave(settings, order))
     except (InvalidPayload, ValueError) as error:  # their texts name what is wrong, and no value of the payload
@@ -105,6 +105,16 @@ def enqueue(
     typer.echo(awaited.job_id)
     if wait:
         print_json(_result(settings, awaited, limit, is_kept=is_kept))
+
+
+def _read(kind: type[Job], payload: bytes) -> Job:
+    """Raises InvalidPayload, and Refusal for a key that another producer may send, and who types it has misspelt."""
+    job = kind.from_payload(payload)
+    if unread := unread_keys(kind, payload):
+        keys = "1 key" if unread == 1 else f"{unread} keys"
+        fields = ", ".join(field.alias or name for name, field in kind.model_fields.items()) or "none"
+        raise Refusal(f"The payload has {keys} that {kind.job_name} doesn't read; its fields are {fields}.", WRONG)
+    return job
 
 
 async def _leave(settings: Settings, order: _Order) -> Awaited:
