@@ -86,7 +86,7 @@ async def advance(
             f"The chunked handler of {run.name} has a whole number among its results, and partitions add those up; "
             "give it in `counts`, or as text."
         )
-    counts = as_jsonb(step.added_to(before.counts), "counts")
+    counts = as_jsonb(step.added_to(before.counts), "result")  # which the counts are part of
     done, total = before.done + step.done, before.total if step.total is None else step.total
     pace = before.pace.after(step.asked or before.size, step.done, took - step.apart, handler.sizes)
     chunk = {

@@ -91,7 +91,7 @@ async def _run_chunks(job: J, handler: ChunkedHandler[J, Any], session: AsyncSes
             # As in a worker, where each chunk gets the job as it was enqueued.
             received = handler.job.from_payload(job.to_payload())
             step: Step[Any] = await ask(handler, received, session, Chunk(cursor, handler.size, memory=memory))
-        counts = json.loads(as_jsonb(step.added_to(counts), "counts"))
+        counts = json.loads(as_jsonb(step.added_to(counts), "result"))
         key = key_behind(handler, step, before)
         if step.cursor is None:
             return counts

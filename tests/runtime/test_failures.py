@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -463,3 +464,14 @@ async def test_a_handler_that_is_no_coroutine_function_is_told_so_at_once(
     outcome = await bench.run(bound(plain), await bench.enqueued(job))
     assert isinstance(outcome, Dead)
     assert f"The handler of {job.job_name} is no coroutine function; write async def" in outcome.error
+
+
+async def test_a_chunk_s_result_that_cant_be_written_is_told_by_its_name(bench: Bench) -> None:
+    result: Any = {"user": object()}
+
+    async def last(job: Count, session: AsyncSession, chunk: Chunk[int]) -> Step[int]:
+        return chunk.step(None, result=result)
+
+    outcome = await bench.run(ChunkedHandler(Count, last, cursor=int), await bench.enqueued(Count()))
+    assert isinstance(outcome, Dead)
+    assert "The handler's result can't be written as JSON" in outcome.error
