@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from inspect import isasyncgenfunction, iscoroutinefunction, ismethod, signature
+from inspect import isasyncgenfunction, iscoroutinefunction, signature
 from typing import Any, TypeAlias
 
 from worker.reporting.observer import Observer
@@ -36,17 +36,14 @@ def check_lifespan(lifespan: object) -> None:
 
 
 def _bind_nothing(lifespan: Callable[..., Any]) -> None:
-    """Raises TypeError where `lifespan` needs arguments. One of asynccontextmanager's takes what its function does."""
-    called: Any = lifespan
-    given: tuple[object, ...] = ()
-    if getattr(lifespan, "__code__", None) is _OF_CONTEXTLIB:
-        given = (called.__self__,) if ismethod(lifespan) else ()
-        called = called.__wrapped__
+    """Raises TypeError where `lifespan` needs arguments."""
+    # One of asynccontextmanager's takes what its function does; another decorator may give what its function needs.
+    is_contextlibs = isasyncgenfunction(getattr(lifespan, "__wrapped__", None))
     try:
-        found = signature(called, follow_wrapped=False)  # another decorator may give what its function needs
+        found = signature(lifespan, follow_wrapped=is_contextlibs)
     except (TypeError, ValueError):  # it has none, as much of what is written in C
         return
-    found.bind(*given)
+    found.bind()
 
 
 @asynccontextmanager
@@ -65,7 +62,3 @@ async def opened(lifespan: Lifespan, observer: Observer) -> AsyncGenerator[None]
                 await held.__aexit__(None, None, None)
         except Exception as error:  # noqa: BLE001 - as above
             observer.fault("lifespan", error)
-
-
-_OF_CONTEXTLIB: Any = opened.__code__
-"""Shared by all functions that asynccontextmanager has made."""
