@@ -458,7 +458,7 @@ async def _abort(stage: Stage, job_id: str, at: str) -> None:
 
 async def aborted_running(stage: Stage) -> Asked:
     [job_id] = await _enqueued(stage, Play(does="wait"))
-    await _abort(stage, job_id, "call:_within_timeout:0")
+    await _abort(stage, job_id, "call:within_timeout:0")
     return _unless_aborted(_once([job_id]))
 
 

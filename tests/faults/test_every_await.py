@@ -6,11 +6,14 @@ test.
 
 import gc
 import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from tests.faults import scenarios
 from tests.faults.explore import Explorer
 from tests.faults.modules import LEFT_OUT, STRUCK
 from tests.faults.points import Strikes
@@ -30,6 +33,13 @@ def test_every_module_that_awaits_is_struck_or_left_out_for_a_reason(modules: di
     assert awaiting - STRUCK.keys() - LEFT_OUT.keys() == set()
     assert STRUCK.keys() & LEFT_OUT.keys() == set()
     assert (STRUCK.keys() | LEFT_OUT.keys()) - awaiting == set()
+
+
+def test_the_sites_that_scenarios_wait_for_are_there(modules: dict[str, ModuleType]) -> None:
+    """Else they wait for nothing, and what comes after it isn't struck."""
+    named = set(re.findall(r'"(\w+:[\w.]+:\d+(?:\.\w+)?)"', Path(scenarios.__file__).read_text()))
+    assert named
+    assert named - {site.name for module in modules.values() for site in sites_of(module)} == set()
 
 
 @pytest.mark.skipif("FAULTS" not in os.environ, reason="takes minutes: FAULTS=one strikes each await once, FAULTS=all")
