@@ -3,19 +3,24 @@
 import ast
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 RUNTIME_VERSIONS = Path(__file__).parent / "migrations" / "versions"
+Bases: TypeAlias = frozenset[str]
+"""The first versions of a history: one, unless histories were merged."""
+
+# A table that no `worker migrate` of this kind has written has no such column.
+_APPLIED = text("select version_num, to_jsonb(found) -> 'bases' from worker.alembic_version as found")
 
 
 async def missing_versions(engine: AsyncEngine, version_locations: Sequence[Path] = ()) -> set[str]:
     """The newest versions that the database hasn't got; empty where it is up to date."""
     async with engine.connect() as connection:
         ours = newest((RUNTIME_VERSIONS, *version_locations))
-        if ours is not None and ours <= await _applied(connection):
+        if ours is not None and ours <= (await connection.run_sync(applied)).keys():
             return set()
         # What is ahead, and whose it is, isn't told by names alone.
         from worker.migrate import missing  # noqa: PLC0415 - it loads Alembic
@@ -23,11 +28,11 @@ async def missing_versions(engine: AsyncEngine, version_locations: Sequence[Path
         return await connection.run_sync(missing, version_locations)
 
 
-async def _applied(connection: AsyncConnection) -> set[str]:
-    table = await connection.execute(text("select to_regclass('worker.alembic_version')"))
-    if table.scalar_one() is None:
-        return set()
-    return set((await connection.execute(text("select version_num from worker.alembic_version"))).scalars())
+def applied(connection: Connection) -> dict[str, Bases | None]:
+    """By version where its history begins. Alembic's own way to ask writes two lines of log each time."""
+    if connection.execute(text("select to_regclass('worker.alembic_version')")).scalar_one() is None:
+        return {}
+    return {version: frozenset(bases) if bases else None for version, bases in connection.execute(_APPLIED)}
 
 
 def newest(folders: Iterable[Path]) -> set[str] | None:
@@ -43,7 +48,7 @@ def newest(folders: Iterable[Path]) -> set[str] | None:
             passed.update(cast("Sequence[object]", before) if isinstance(before, list | tuple) else (before,))
     except (OSError, SyntaxError, TypeError, ValueError):  # Alembic takes it all the same, or says it better
         return None
-    return {version for version in versions if version not in passed}
+    return {version for version in versions if version not in passed} or None  # in a circle, which Alembic refuses
 
 
 def _assigned(file: Path) -> Mapping[str, object]:

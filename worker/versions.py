@@ -8,17 +8,15 @@ history begins, which tells the two apart.
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
+from worker.outdated import Bases, applied
+
 RUNTIME = "worker_"
 """What the runtime's versions begin with; a domain's begin with something else."""
-
-Bases: TypeAlias = frozenset[str]
-"""The first versions of a history: one, unless histories were merged."""
 
 # Alembic keeps the column when it moves a row on. IF NOT EXISTS would lock out all who look, where there is one too.
 _LACKS_BASES = text("""
@@ -32,8 +30,6 @@ _NOTE_BASES = text("update worker.alembic_version set bases = cast(:bases as tex
 _STAND_IN = text("insert into worker.alembic_version (version_num) values (:version)")
 _ADD = text("insert into worker.alembic_version (version_num, bases) values (:version, cast(:bases as text[]))")
 _TAKE = text("delete from worker.alembic_version where version_num = :version")
-# A table that no `worker migrate` of this kind has written has no such column.
-_APPLIED = text("select version_num, to_jsonb(found) -> 'bases' from worker.alembic_version as found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +47,16 @@ class State:
 def look(connection: Connection, config: Config) -> State:
     """Compare the version table with the scripts."""
     scripts = ScriptDirectory.from_config(config)
-    applied, known = _applied(connection), {script.revision for script in scripts.walk_revisions()}
-    unknown = {version: bases for version, bases in applied.items() if version not in known}
-    begun = {base for version in known & applied.keys() for base in _bases(scripts, version)}
+    found, known = applied(connection), {script.revision for script in scripts.walk_revisions()}
+    unknown = {version: bases for version, bases in found.items() if version not in known}
+    begun = {base for version in known & found.keys() for base in _bases(scripts, version)}
     later = {base for bases in unknown.values() for base in bases or ()}
-    heads = {head: _bases(scripts, head) for head in scripts.get_heads() if head not in applied}
+    heads = {head: _bases(scripts, head) for head in scripts.get_heads() if head not in found}
     ahead = {head for head, bases in heads.items() if bases & later}
     # Alembic keeps no row of what an applied version depends on.
     had = {
         each.revision
-        for version in (known & applied.keys()) | ahead
+        for version in (known & found.keys()) | ahead
         for each in scripts.iterate_revisions(version, "base")
     }
     missing = {head for head, bases in heads.items() if bases & begun} - had
@@ -90,17 +86,10 @@ def understood(connection: Connection, config: Config, state: State) -> Generato
     for version in state.ahead:
         connection.execute(_TAKE, {"version": version})
     scripts = ScriptDirectory.from_config(config)
-    for version in _applied(connection):
+    for version in applied(connection):
         connection.execute(_NOTE_BASES, {"version": version, "bases": sorted(_bases(scripts, version))})
     for version, bases in state.unknown.items():
         connection.execute(_ADD, {"version": version, "bases": sorted(bases) if bases else None})
-
-
-def _applied(connection: Connection) -> dict[str, Bases | None]:
-    """By version where its history begins. Alembic's own way to ask writes two lines of log each time."""
-    if connection.execute(text("select to_regclass('worker.alembic_version')")).scalar_one() is None:
-        return {}
-    return {version: frozenset(bases) if bases else None for version, bases in connection.execute(_APPLIED)}
 
 
 def _bases(scripts: ScriptDirectory, version: str) -> Bases:

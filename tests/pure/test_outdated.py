@@ -37,6 +37,7 @@ def test_histories_that_part_and_meet(tmp_path: Path, both: Sequence[str]) -> No
         "revision = 'a' + suffix\ndown_revision = None",
         "revision = 'a'\ndown_revision = {'b', 'c'}",
         "revision = 'a'\ndown_revision =",
+        "revision = 'a'\ndown_revision = 'a'",
     ],
 )
 def test_what_only_alembic_can_tell(tmp_path: Path, written: str) -> None:
